@@ -24,10 +24,30 @@ var (
 	ErrUnavailable = errors.New("source cannot be resolved now")
 )
 
+// Code is the word for err in X-Egressd-Error and in events. An error that is none of
+// the above (a cancelled context, say) is source_unavailable.
+func Code(err error) string {
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return "source_not_found"
+	case errors.Is(err, ErrDisabled):
+		return "source_disabled"
+	case errors.Is(err, ErrCorrupt):
+		return "source_corrupt"
+	case errors.Is(err, ErrInvalid):
+		return "source_invalid"
+	default:
+		return "source_unavailable"
+	}
+}
+
 // Ref names material: Version 0 is the current one.
 type Ref struct {
 	Team, Name string
 	Version    uint64
+	// MaxAge bounds how old cached material may be, counted from its fetch on the
+	// monotonic clock; 0: until it changes. It is no part of the material's identity.
+	MaxAge time.Duration
 }
 
 // Material is one resolved version. Immutable once returned; the pointer is its
@@ -36,9 +56,13 @@ type Material struct {
 	Team, Name, Kind string
 	Version          uint64
 	Rev              store.Rev
+	// ID is random and not 0: a key for what must not outlive this material, such
+	// as pooled connections, that does not keep it in memory.
+	ID uint64
 	// AllowedDestinations bounds where it may be sent; empty: anywhere policy says.
 	AllowedDestinations []string
-	ExpiresAt           time.Time
+	// ExpiresAt is when the material itself ends (a certificate); zero: never.
+	ExpiresAt time.Time
 
 	Values     map[string]secret.String // static_headers; also username, password of static_username_password
 	ClientCert *tls.Certificate         // static_tls_client_certificate

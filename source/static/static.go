@@ -1,0 +1,140 @@
+// Package static has the kinds of sources whose material is what was written: header
+// values, a user name and password, a TLS client certificate, an SSH private key.
+package static
+
+import (
+	"encoding/json"
+
+	"github.com/egressd/egressd/internal/secret"
+	"github.com/egressd/egressd/source"
+)
+
+// Names of the kinds.
+const (
+	Headers              = "static_headers"
+	UsernamePassword     = "static_username_password"
+	TLSClientCertificate = "static_tls_client_certificate"
+	SSHPrivateKey        = "static_ssh_private_key"
+)
+
+// Kinds are all of this package.
+func Kinds() []source.Kind {
+	return []source.Kind{
+		{
+			Name: Headers, Block: "staticHeaders",
+			About:       "named values that header templates refer to",
+			Inputs:      []source.Input{{Name: "values", About: "key → value; a template says {{ .key }}", Map: true, Required: true, Secret: true}},
+			Projections: []string{source.HTTPHeaders},
+			OpenVars:    true,
+			Decode:      decodeHeaders,
+		},
+		{
+			Name: UsernamePassword, Block: "staticUsernamePassword",
+			About: "a user name and its password",
+			Inputs: []source.Input{
+				{Name: "username", About: "user name, without a colon", Required: true},
+				{Name: "password", About: "password or token", Required: true, Secret: true},
+			},
+			Projections:  []string{source.UsernamePassword, source.HTTPHeaders},
+			TemplateVars: []string{"username", "password"},
+			Decode:       decodeUsernamePassword,
+		},
+		{
+			Name: TLSClientCertificate, Block: "staticTLSClientCertificate",
+			About: "a certificate and key to authenticate with in TLS",
+			Inputs: []source.Input{
+				{Name: "certificatePem", About: "certificate, then its intermediates, PEM", Required: true, Multiline: true},
+				{Name: "privateKeyPem", About: "its private key, not encrypted, PEM", Required: true, Secret: true, Multiline: true},
+				{Name: "caPem", About: "the only authorities to trust for servers that this source goes to, PEM", Multiline: true},
+			},
+			Projections: []string{source.TLSClientCertificate},
+			Decode:      decodeTLS,
+		},
+		{
+			Name: SSHPrivateKey, Block: "staticSSHPrivateKey",
+			About: "a private key to log in with over SSH",
+			Inputs: []source.Input{
+				{Name: "privateKeyPem", About: "private key, OpenSSH or PEM", Required: true, Secret: true, Multiline: true},
+				{Name: "passphrase", About: "only when the key is encrypted", Secret: true},
+			},
+			Projections: []string{source.SSHProxy},
+			Decode:      decodeSSH,
+		},
+	}
+}
+
+// decode is source.DecodeStrict with its errors added to errs; ok tells whether
+// there were none.
+func decode(block json.RawMessage, into any, errs source.FieldErrors) (ok bool) {
+	err := source.DecodeStrict(block, into)
+	if err == nil {
+		return true
+	}
+	if fields, is := err.(source.FieldErrors); is {
+		for path, messages := range fields {
+			errs[path] = messages
+		}
+	} else {
+		errs.Add("", "cannot be read")
+	}
+	return false
+}
+
+func decodeHeaders(block json.RawMessage, errs source.FieldErrors) source.Parsed {
+	var spec struct {
+		Values map[string]string `json:"values"`
+	}
+	if !decode(block, &spec, errs) {
+		return source.Parsed{}
+	}
+	if len(spec.Values) == 0 {
+		errs.Add("values", "needs at least one key")
+	}
+	if len(spec.Values) > maxKeys {
+		errs.Add("values", "has more than 128 keys")
+		return source.Parsed{}
+	}
+	p := source.Parsed{Canonical: spec, Material: &source.Material{Values: make(map[string]secret.String, len(spec.Values))}}
+	bad := 0
+	for key, value := range spec.Values {
+		if !keyName(key) {
+			// Not named: what does not look like a name may be the secret itself.
+			bad++
+			continue
+		}
+		path := "values." + key
+		checkText(path, value, maxHeaderValue, errs)
+		if !ascii(value) {
+			errs.Add(path, "holds a character that is not ASCII, which a header cannot carry")
+		}
+		p.Set = append(p.Set, path)
+		p.Material.Values[key] = secret.New(value)
+	}
+	if bad > 0 {
+		errs.Add("values", "has a key that does not match "+source.KeyPattern)
+	}
+	return p
+}
+
+func decodeUsernamePassword(block json.RawMessage, errs source.FieldErrors) source.Parsed {
+	var spec struct {
+		Username *string `json:"username"`
+		Password *string `json:"password"`
+	}
+	if !decode(block, &spec, errs) {
+		return source.Parsed{}
+	}
+	user := required("username", spec.Username, errs)
+	password := required("password", spec.Password, errs)
+	checkText("username", user, maxLogin, errs)
+	checkText("password", password, maxLogin, errs)
+	for _, c := range []byte(user) {
+		if c == ':' {
+			errs.Add("username", "holds a colon, which Basic authentication cannot carry (RFC 7617)")
+		}
+	}
+	return source.Parsed{
+		Canonical: spec, Set: []string{"username", "password"},
+		Material: &source.Material{Values: map[string]secret.String{"username": secret.New(user), "password": secret.New(password)}},
+	}
+}
