@@ -52,7 +52,7 @@ type Policy struct{ Dir string }
 // Store says where sources are kept and with which key they are sealed.
 type Store struct {
 	URL         string // "" : sqlite:<stateDir>/store.db
-	KeyFile     string // "" : <stateDir>/keys/sealing.key
+	KeyFile     string // "" : <stateDir>/keys/seal.key
 	KeyProvider string // not supported yet
 }
 
@@ -122,9 +122,9 @@ func (c *Config) StorePath() string {
 	return c.orState(strings.TrimPrefix(c.Store.URL, "sqlite:"), "store.db")
 }
 
-// KeyFile is the sealing key.
+// KeyFile is the seal.key.
 func (c *Config) KeyFile() string {
-	return c.orState(c.Store.KeyFile, filepath.Join("keys", "sealing.key"))
+	return c.orState(c.Store.KeyFile, filepath.Join("keys", "seal.key"))
 }
 
 // AuditFile is the audit log.
