@@ -122,4 +122,3 @@ func sshKey(text, passphrase string, errs source.FieldErrors) any {
 	}
 	return key
 }
-
