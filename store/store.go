@@ -22,6 +22,18 @@ var (
 	ErrKindImmutable = errors.New("resolver kind cannot change")
 	ErrCorrupt       = errors.New("record failed authentication") // AEAD, rollback watermark
 	ErrUnavailable   = errors.New("store unavailable")
+	ErrInvalid       = errors.New("not a valid record")                     // empty name, over a limit, a status that Patch may not set
+	ErrTooNew        = errors.New("store was written by a newer egressd")   // never opened for writing by an older one
+	ErrKeys          = errors.New("sealing keys cannot be used")            // missing, weak, readable by others, not a pair
+	ErrWrongKeys     = errors.New("store was made with other sealing keys") // key files swapped or not restored with the database
+)
+
+// Limits that every backend keeps.
+const (
+	KeptVersions   = 10             // of each source; older ones are removed
+	IdempotencyTTL = 24 * time.Hour // of a remembered Answer
+	MaxNameBytes   = 128            // of a team or a source's name
+	MaxSpecBytes   = 8 << 20        // of a spec in canonical JSON (the API refuses bodies over 1 MiB)
 )
 
 // Status of a source.
@@ -108,7 +120,19 @@ type Put struct {
 	Meta      // Team, Name, Kind, Description, Labels, Annotations, AllowedDestinations, ExternalRefs, ExpiresAt, Fields, Health
 	Spec      []byte
 	IfVersion uint64 // 0: no condition; else ErrStale unless it is the current version
+	IfRev     Rev    // 0: no condition; else ErrStale unless it is Meta.Rev, which metadata changes move too
 	Actor     string
+	// Answer, if set, makes what Create is about to answer, to be remembered in the
+	// same transaction: a retry after a crash finds the change and its answer or neither.
+	Answer func(Meta) (Answer, error)
+}
+
+// Answer is what a POST answered, kept for retries with the same Idempotency-Key.
+type Answer struct {
+	Key      string // scoped by the caller to principal and route
+	BodyHash [32]byte
+	Status   int
+	Body     []byte
 }
 
 // Patch changes metadata or status; nil fields stay. It makes no new version.
@@ -117,8 +141,9 @@ type Patch struct {
 	Labels, Annotations *map[string]string
 	AllowedDestinations *[]string
 	Status              *Status
-	ExpiresAt           *time.Time
+	ExpiresAt           *time.Time // points to the zero time: never
 	IfVersion           uint64
+	IfRev               Rev
 	Actor               string
 }
 
@@ -141,8 +166,9 @@ type Token struct {
 	Role      string // admin | read
 	Team      string
 	Hash      [32]byte
+	CreatedBy string // actor
 	CreatedAt time.Time
-	ExpiresAt time.Time // zero: never
+	ExpiresAt time.Time // zero: never; the caller compares
 }
 
 // Tokens keeps API tokens and idempotency records beside the sources.
@@ -156,9 +182,26 @@ type Tokens interface {
 // Idempotency remembers answers of POST by key (scoped by the caller to principal,
 // route and body hash) for 24 h.
 type Idempotency interface {
-	// Recall returns a remembered answer; ok is false when there is none.
+	// Recall returns a remembered answer; ok is false when there is none or it is
+	// older than IdempotencyTTL.
 	Recall(ctx context.Context, key string) (status int, body []byte, bodyHash [32]byte, ok bool, err error)
+	// Remember keeps the first answer of a key: a later one does not replace it.
 	Remember(ctx context.Context, key string, bodyHash [32]byte, status int, body []byte) error
+}
+
+// Activity is one change as it was made, recorded in the change's own transaction.
+type Activity struct {
+	Time       time.Time
+	Actor      string
+	Action     string // create, update, patch, delete, token.create, token.delete
+	Team, Name string // Name is the token's for token.*
+	Version    uint64
+	Rev        Rev // 0 for token.*
+}
+
+// Activities reads what was changed, newest first.
+type Activities interface {
+	Activity(ctx context.Context, limit int) ([]Activity, error)
 }
 
 // Store is what a backend package returns; the wiring hands each side only its half.
@@ -167,6 +210,7 @@ type Store interface {
 	Writer
 	Tokens
 	Idempotency
+	Activities
 	Close() error
 }
 
@@ -183,5 +227,7 @@ type Sealer interface {
 
 // Opener is the data plane's.
 type Opener interface {
-	Open(s Sealed) ([]byte, error) // ErrCorrupt
+	// Open returns the spec, or ErrCorrupt for whatever does not authenticate: altered,
+	// truncated, swapped between teams, names, versions or kinds, sealed to another key.
+	Open(s Sealed) ([]byte, error)
 }
