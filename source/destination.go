@@ -44,7 +44,7 @@ func parseDestination(text string) (destination, bool) {
 	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
 		return destination{host: addr.Unmap().String()}, true
 	}
-	if at := strings.LastIndexByte(text, ':'); at >= 0 {
+	if at := strings.LastIndexByte(text, ':'); at >= 0 && !strings.HasSuffix(text, "]") {
 		port, err := strconv.ParseUint(text[at+1:], 10, 16)
 		if err != nil || port == 0 {
 			return d, false
