@@ -118,21 +118,21 @@ func (n *NS) Queries() []DNSQuery {
 
 func canonical(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
 
-func (n *NS) next(q dns.Question, tcp bool) (DNSAnswer, bool) {
+func (n *NS) next(q dns.Question, tcp bool) DNSAnswer {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	name, kind := canonical(q.Name), dns.TypeToString[q.Qtype]
 	n.queries = append(n.queries, DNSQuery{Name: name, Type: kind, TCP: tcp})
 	if n.dropAll {
-		return DNSAnswer{Drop: true}, true
+		return DNSAnswer{Drop: true}
 	}
 	answers, ok := n.script[name]
 	if !ok || len(answers) == 0 {
-		return DNSAnswer{Rcode: dns.RcodeNameError}, true
+		return DNSAnswer{Rcode: dns.RcodeNameError}
 	}
 	i := n.asked[name+" "+kind]
 	n.asked[name+" "+kind]++
-	return answers[min(i, len(answers)-1)], false
+	return answers[min(i, len(answers)-1)]
 }
 
 func (n *NS) serve(w dns.ResponseWriter, q *dns.Msg) {
@@ -144,7 +144,7 @@ func (n *NS) serve(w dns.ResponseWriter, q *dns.Msg) {
 		return
 	}
 	_, tcp := w.RemoteAddr().(*net.TCPAddr)
-	a, _ := n.next(q.Question[0], tcp)
+	a := n.next(q.Question[0], tcp)
 	if a.Drop {
 		return
 	}

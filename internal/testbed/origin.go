@@ -265,9 +265,6 @@ func (o *Origin) record(h http.Handler) http.Handler {
 		id := -1
 		if c, ok := r.Context().Value(connKey{}).(*originConn); ok {
 			id = c.id
-			if r.TLS == nil && c.state != nil {
-				r.TLS = c.state
-			}
 		}
 		l := newLive(r, id)
 		if r.Body != nil {
