@@ -47,7 +47,7 @@ type Origin struct {
 	opts OriginOptions
 	ln   net.Listener
 	h1   *http.Server
-	h2   *http2.Server
+	h2   *http2.Server //nolint:staticcheck // net/http does h2 on a *tls.Conn only, which could not be recorded
 	tls  *tls.Config
 	feed *feed
 	wg   sync.WaitGroup
@@ -82,7 +82,7 @@ func NewOrigin(t testing.TB, ca *CA, opts OriginOptions) *Origin {
 		handler = o.routes()
 	}
 	o.h1 = &http.Server{Handler: o.record(handler), ConnContext: connContext, ErrorLog: discardLog()}
-	o.h2 = &http2.Server{MaxConcurrentStreams: 1000}
+	o.h2 = &http2.Server{MaxConcurrentStreams: 1000} //nolint:staticcheck // as above
 	o.wg.Go(o.accept)
 	o.wg.Go(func() { _ = o.h1.Serve(o.feed) })
 	t.Cleanup(o.Close)
@@ -321,6 +321,7 @@ func (o *Origin) serve(c *originConn) {
 	c.established(&state, &tapedConn{Conn: tc, in: &c.app})
 	if state.NegotiatedProtocol == "h2" {
 		ctx := context.WithValue(context.Background(), connKey{}, c)
+		//nolint:staticcheck // as above
 		o.h2.ServeConn(tlsOriginConn{c}, &http2.ServeConnOpts{Context: ctx, BaseConfig: o.h1, Handler: o.h1.Handler})
 		return
 	}
