@@ -5,6 +5,7 @@ package policy
 import (
 	"net/http"
 	"net/netip"
+	"time"
 )
 
 // Action is what a decision tells the data plane to do. The zero value is Deny.
@@ -66,6 +67,8 @@ const (
 	ReasonProtocolRule               // a protocol rule refused the request
 	ReasonPlaintextCredential        // cleartext towards a destination whose credential rule needs TLS
 	ReasonNeedsInspection            // a rule must see inside and the protocol does not let it
+	ReasonSpecialName                // a local name (see IsSpecialName) that no rule names itself
+	reasonCount
 )
 
 // Decision is the outcome of one walk. The zero value denies.
@@ -85,15 +88,131 @@ type Decision struct {
 	// set on request decisions with Action Inspect.
 	Credential *CredentialRule
 	ClientCert *CredentialRule
+	// StripClientAuth: what the sandbox sent to authenticate itself must be removed
+	// before the request leaves. It holds for every request towards a destination
+	// that an enabled credential rule covers, matched by its httpMatch or not, so
+	// that nothing leaves there under an account of the sandbox's own; a matched
+	// rule with keepClientAuth lifts it. Only set on request decisions.
+	StripClientAuth bool
 }
 
-// Sandbox is the unit that a policy applies to, compiled.
+// Sandbox is the unit that a policy applies to, compiled. Immutable.
 type Sandbox struct {
 	ID, Team string
+	Template string // "" when it has none
+
+	net *network
+	set *Set
 }
 
-// CredentialRule says to which traffic a binding applies, compiled.
+// CredentialRule says to which traffic a binding applies, compiled and enabled.
+// Immutable. It is shared by all sandboxes of one team that take it unchanged from
+// one template; Sandbox is "" then.
 type CredentialRule struct {
-	Index int // dense and unique in its Set
-	Name  string
+	Index          int // dense and unique in its Set
+	Name           string
+	Sandbox        string
+	Template       string
+	Team           string
+	Binding        *Binding
+	FailOpen       bool
+	KeepClientAuth bool
+	AllowCleartext bool
+	Domains        []string // patterns as compiled; empty matches every host
+	File           string
+	Line           int
+	rule           *credentialRule
+}
+
+// Binding names a source and how it is projected. Immutable.
+type Binding struct {
+	Ref, SourceRef string
+	Version        uint64 // 0: the source's current one
+	Projection     Projection
+	CacheTTL       time.Duration // bound on the age of cached material; 0: none given
+	File           string
+	Line           int
+}
+
+// ProjectionType is how material enters the traffic.
+type ProjectionType string
+
+// The projections that compile today; the others of the schema are refused at load.
+const (
+	HTTPHeaders          ProjectionType = "http_headers"
+	UsernamePassword     ProjectionType = "username_password"
+	TLSClientCertificate ProjectionType = "tls_client_certificate"
+)
+
+// Projection is the operator's choice of form and place. Headers is set for
+// HTTPHeaders only.
+type Projection struct {
+	Type    ProjectionType
+	Headers []HeaderTemplate
+}
+
+// HeaderTemplate is one projected header: Name is a canonical, permitted field name,
+// ValueTemplate a text/template that parses, over the source's fields.
+type HeaderTemplate struct {
+	Name, ValueTemplate string
+	Line                int
+}
+
+// Referrer is a binding that refers to a source. Sandbox or Template says where the
+// binding is written.
+type Referrer struct {
+	Sandbox  string `json:"sandbox,omitempty"`
+	Template string `json:"template,omitempty"`
+	Binding  string `json:"binding"`
+	File     string `json:"file"`
+	Line     int    `json:"line"`
+}
+
+// String gives the word used in logs: deny, pass or inspect.
+func (a Action) String() string {
+	switch a {
+	case Pass:
+		return "pass"
+	case Inspect:
+		return "inspect"
+	}
+	return "deny"
+}
+
+// String gives the word used in logs and explanations.
+func (p Protocol) String() string {
+	switch p {
+	case Undetermined:
+		return "undetermined"
+	case HTTP:
+		return "http"
+	case TLS:
+		return "tls"
+	case SSH:
+		return "ssh"
+	}
+	return "unknown"
+}
+
+// String gives the closed vocabulary of X-Egressd-Error and of metrics labels.
+func (r Reason) String() string {
+	switch r {
+	case ReasonTrafficRule:
+		return "traffic_rule"
+	case ReasonDefaultMode:
+		return "default_mode"
+	case ReasonUnknownSandbox:
+		return "unknown_sandbox"
+	case ReasonUnknownProtocol:
+		return "unknown_protocol"
+	case ReasonProtocolRule:
+		return "protocol_rule"
+	case ReasonPlaintextCredential:
+		return "plaintext_credential_refused"
+	case ReasonNeedsInspection:
+		return "needs_inspection"
+	case ReasonSpecialName:
+		return "special_name"
+	}
+	return "none"
 }

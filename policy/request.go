@@ -1,0 +1,164 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+)
+
+// request refines an allowed connection for one request on it: every protocol rule
+// that applies must let it through, then each layer takes its first credential rule.
+func (w *walk) request(d Decision) Decision {
+	if denied := w.protocolRules(); denied != nil {
+		return Decision{Reason: ReasonProtocolRule, Rule: denied.label}
+	}
+	return w.credentials(d)
+}
+
+// protocolRules gives the first rule that refuses the request, or nil.
+func (w *walk) protocolRules() *rule {
+	w.tr.enter("protocol")
+	c := w.search(w.net.protocolIndex)
+	for {
+		cand, ok := c.pull(&w.t, w.tr)
+		if !ok {
+			return nil
+		}
+		r := w.net.protocol[cand.id]
+		if !r.match.ok(w.flow, broad) {
+			w.tr.miss(&r.rule, "httpMatch does not hold")
+			continue
+		}
+		if why := r.refuses(w.flow); why != "" {
+			w.tr.rule("protocol", &r.rule, true, why)
+			return &r.rule
+		}
+		w.tr.rule("protocol", &r.rule, true, "lets the request through")
+	}
+}
+
+// refuses says why the request may not pass, or "".
+func (r *protocolRule) refuses(f *Flow) string {
+	switch m := &r.methods; {
+	case slices.Contains(m.denied, f.Method):
+		return "method is denied"
+	case m.limited && !slices.Contains(m.allowed, f.Method):
+		return "method is not among the allowed"
+	}
+	p := &r.paths
+	switch {
+	case !p.any():
+	case f.Path == "" || f.Path[0] != '/':
+		return "path is not canonical"
+	case anyForbids(p.denied, p.deniedPrefixes, f.Path):
+		return "path is denied"
+	case p.limited && !anyGrants(p.allowed, p.allowedPrefixes, f.Path):
+		return "path is not among the allowed"
+	}
+	return ""
+}
+
+func (p *pathPolicy) any() bool {
+	return p.limited || len(p.denied)+len(p.deniedPrefixes) > 0
+}
+
+func (m *methodPolicy) any() bool { return m.limited || len(m.denied) > 0 }
+
+// picks collects what applies, by layer.
+type picks struct {
+	taken   [layers]*CredentialRule
+	blocked [layers]*CredentialRule // would apply, were it not for cleartext
+	strip   bool                    // a covering rule does not keep the client's own credentials
+}
+
+func (w *walk) credentials(d Decision) Decision {
+	var p picks
+	w.tr.enter("credential")
+	c := w.search(w.net.credIndex)
+	for p.taken[requestLayer] == nil || p.taken[tlsLayer] == nil {
+		cand, ok := c.pull(&w.t, w.tr)
+		if !ok {
+			break
+		}
+		if w.pick(w.net.creds[cand.id], cand.fit, &p) {
+			return Decision{NeedAddr: true}
+		}
+	}
+	for l := range p.taken {
+		if r := p.blocked[l]; r != nil && p.taken[l] == nil {
+			w.tr.rule("credential", &r.rule.rule, true, "cleartext towards a destination whose credential needs TLS")
+			return Decision{Reason: ReasonPlaintextCredential, Rule: r.rule.label}
+		}
+	}
+	d.Credential, d.ClientCert = p.taken[requestLayer], p.taken[tlsLayer]
+	d.StripClientAuth = p.stripClientAuth()
+	return d
+}
+
+// pick looks at one covering rule; it answers true when only the address can tell
+// whether the rule applies.
+func (w *walk) pick(r *CredentialRule, f fit, p *picks) (needAddr bool) {
+	l := r.layer()
+	if !r.KeepClientAuth {
+		p.strip = true
+	}
+	switch {
+	case p.taken[l] != nil:
+		w.tr.miss(&r.rule.rule, "an earlier rule applies already")
+		return false
+	case !r.rule.match.ok(w.flow, strict):
+		w.tr.miss(&r.rule.rule, "httpMatch does not hold")
+		return false
+	case !r.rule.speaks(w.flow):
+		w.tr.miss(&r.rule.rule, "protocol does not match")
+		return false
+	case f == fitMaybe:
+		w.tr.rule("credential", &r.rule.rule, false, "applies for some addresses: resolve first")
+		return true
+	}
+	if w.t.protocol == HTTP && !r.rule.allowCleartext {
+		w.tr.rule("credential", &r.rule.rule, false, "never in cleartext")
+		if p.blocked[l] == nil {
+			p.blocked[l] = r
+		}
+		return false
+	}
+	w.tr.applied(r)
+	p.taken[l] = r
+	return false
+}
+
+// speaks reports whether the rule's protocol is the request's, apart from TLS: what
+// is cleartext and may not be is told apart later, because it is refused.
+func (r *credentialRule) speaks(f *Flow) bool {
+	switch r.protocol {
+	case onlyHTTP:
+		return f.Protocol == HTTP
+	case onlyGRPC:
+		return isGRPC(f)
+	}
+	return true
+}
+
+func isGRPC(f *Flow) bool {
+	ct := f.Header["Content-Type"]
+	if len(ct) != 1 {
+		return false
+	}
+	rest, ok := strings.CutPrefix(ct[0], "application/grpc")
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
+}
+
+// stripClientAuth goes by the rules that apply or, when none does, by all that cover
+// the destination.
+func (p *picks) stripClientAuth() bool {
+	applies := false
+	for _, r := range p.taken {
+		if r != nil {
+			applies = true
+			if !r.KeepClientAuth {
+				return true
+			}
+		}
+	}
+	return !applies && p.strip
+}
