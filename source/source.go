@@ -66,7 +66,7 @@ type Material struct {
 
 	Values     map[string]secret.String // static_headers; also username, password of static_username_password
 	ClientCert *tls.Certificate         // static_tls_client_certificate
-	CAs        *x509.CertPool           // its caPem: constrains the upstream's trust for this source, nil if none
+	CAs        *x509.CertPool           // its caPem: narrows the trust in an upstream for this source, nil if none
 	SSH        ssh.Signer               // static_ssh_private_key
 }
 

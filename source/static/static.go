@@ -45,7 +45,7 @@ func Kinds() []source.Kind {
 			Inputs: []source.Input{
 				{Name: "certificatePem", About: "certificate, then its intermediates, PEM", Required: true, Multiline: true},
 				{Name: "privateKeyPem", About: "its private key, not encrypted, PEM", Required: true, Secret: true, Multiline: true},
-				{Name: "caPem", About: "the only authorities to trust for servers that this source goes to, PEM", Multiline: true},
+				{Name: "caPem", About: "authorities, PEM; the source then goes only to servers that chain to one of them", Multiline: true},
 			},
 			Projections: []string{source.TLSClientCertificate},
 			Decode:      decodeTLS,
