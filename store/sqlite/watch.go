@@ -87,9 +87,6 @@ func (d *DB) changesAfter(ctx context.Context, since store.Rev) ([]store.Event, 
 	if err != nil || now == since {
 		return nil, err
 	}
-	if now < since {
-		return []store.Event{{Type: store.EventReset, Rev: now}}, nil
-	}
 	rows, err := d.reader.QueryContext(ctx,
 		`SELECT rev, type, team, name, version FROM changes WHERE rev > ? ORDER BY rev LIMIT ?`, int64(since), watchBatch)
 	if err != nil {
@@ -101,7 +98,8 @@ func (d *DB) changesAfter(ctx context.Context, since store.Rev) ([]store.Event, 
 		return nil, err
 	}
 	if !whole {
-		// Whatever is missing was committed before now was read.
+		// A gap, or since is ahead of the store. Whatever is missing was committed
+		// before now was read.
 		return []store.Event{{Type: store.EventReset, Rev: now}}, nil
 	}
 	return events, nil
