@@ -263,6 +263,70 @@ func TestOvertakenFetchIsNotKept(t *testing.T) {
 	}
 }
 
+// As above, when nobody asks again before the overtaken fetch has ended.
+func TestOvertakenFetchAloneIsNotKept(t *testing.T) {
+	f := newFake()
+	f.token("acme", "gh", "one")
+	gate := make(chan struct{})
+	f.gate = gate
+	r := start(t, f, source.Options{})
+	early := make(chan string)
+	go func() { early <- value(t, r, gh) }()
+	for f.reads() == 0 {
+		pause(t)
+	}
+	wait(t, r, f.token("acme", "gh", "two"))
+	f.set(func(f *fakeStore) { f.gate = nil })
+	close(gate)
+	<-early
+	if got := value(t, r, gh); got != "two" {
+		t.Errorf("kept: %q", got)
+	}
+}
+
+// A fetch from before the watch came up may have missed a change that the watch does
+// not repeat: it is neither kept nor shared.
+func TestFetchFromBeforeTheWatchIsNotKept(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		f := newFake()
+		f.token("acme", "gh", "one")
+		gate := make(chan struct{})
+		f.gate = gate
+		r := source.NewResolver(f, f, registry(t), source.Options{})
+		early := make(chan string)
+		go func() { early <- value(t, r, gh) }()
+		for f.reads() == 0 {
+			pause(t)
+		}
+		f.token("acme", "gh", "two")
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- r.Run(ctx) }()
+		for !r.Live() {
+			pause(t)
+		}
+		f.set(func(f *fakeStore) { f.gate = nil })
+		late := make(chan string, 1)
+		if again {
+			go func() { late <- value(t, r, gh) }()
+			pause(t)
+		}
+		close(gate)
+		<-early
+		if !again {
+			late <- value(t, r, gh)
+		}
+		if got := <-late; got != "two" {
+			t.Errorf("asked again before it ended %v: %q", again, got)
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		r.Close()
+	}
+}
+
 func TestOlderThanFloorIsRefused(t *testing.T) {
 	f := newFake()
 	f.token("acme", "gh", "one")
