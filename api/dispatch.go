@@ -133,10 +133,10 @@ func (s *Server) stages(c *call) (answer, *failure) {
 		return answer{}, failNotFound("resource")
 	}
 	c.route, c.name = rt, name
-	if rt.role == RoleNone || who.Role < rt.role {
+	if rt.role == RoleNone || c.who.Role < rt.role {
 		return answer{}, fail(http.StatusForbidden, CodeForbidden, ReasonRole, "this needs the role "+rt.role.String())
 	}
-	if rt.unbound && who.Team != AllTeams {
+	if rt.unbound && c.who.Team != AllTeams {
 		return answer{}, failTeam()
 	}
 	if f := c.readQuery(); f != nil {

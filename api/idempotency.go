@@ -26,10 +26,10 @@ type remembered struct {
 // kept is the stored form of an answer. Rev lets a replay wait until the write is in force,
 // as the first answer did.
 type kept struct {
-	ETag     string          `json:"etag,omitempty"`
-	Location string          `json:"location,omitempty"`
-	Rev      store.Rev       `json:"rev,omitempty"`
-	Body     json.RawMessage `json:"body"`
+	ETag     string    `json:"etag,omitempty"`
+	Location string    `json:"location,omitempty"`
+	Rev      store.Rev `json:"rev,omitempty"`
+	Body     string    `json:"body"` // as it was sent, to the byte
 }
 
 // once runs the handler of a mutation, or gives the answer that the same principal got for
@@ -100,11 +100,11 @@ func (s *Server) replay(c *call, m *remembered, status int, stored []byte, body 
 	if f := s.inForce(c, k.Rev); f != nil {
 		return answer{}, f
 	}
-	return answer{status: status, raw: k.Body, etag: k.ETag, location: k.Location, replayed: true}, nil
+	return answer{status: status, raw: []byte(k.Body), etag: k.ETag, location: k.Location, replayed: true}, nil
 }
 
 // keep is the stored form of a successful answer.
 func (m *remembered) keep(rt *route, rev store.Rev, ans answer) (store.Answer, error) {
-	b, err := json.Marshal(kept{ETag: ans.etag, Location: ans.location, Rev: rev, Body: encode(envelope{Success: true, Data: ans.data})})
+	b, err := json.Marshal(kept{ETag: ans.etag, Location: ans.location, Rev: rev, Body: string(encode(envelope{Success: true, Data: ans.data}))})
 	return store.Answer{Key: m.key, BodyHash: m.body, Status: rt.status, Body: b}, err
 }
