@@ -164,7 +164,7 @@ func admit(s store.Sealed, key flightKey, floor store.Rev) error {
 	switch {
 	case s.Team != key.team || s.Name != key.name || key.version != 0 && s.Version != key.version:
 		return fmt.Errorf("%w: the store answered with another record", ErrCorrupt)
-	case key.version == 0 && s.Rev < floor:
+	case s.Rev < floor:
 		return fmt.Errorf("%w: the store answered with a revision older than a change already seen", ErrUnavailable)
 	case s.Status == store.Active:
 		return nil
