@@ -26,6 +26,10 @@ func (s *Set) walk(f *Flow, tr *tracer) Decision {
 	}
 	tr.note("sandbox", true, sb.ID)
 	w := walk{net: sb.net, flow: f, t: newTarget(f), tr: tr}
+	if w.t.malformed() {
+		tr.note("mode", true, "deny: the host is not canonical")
+		return tr.decided(Decision{Reason: ReasonDefaultMode})
+	}
 	d := w.connection()
 	if d.Action != Deny && f.Request {
 		d = w.request(d)
@@ -53,15 +57,15 @@ type walk struct {
 	flow *Flow
 	t    target
 	tr   *tracer
-	buf  [inlineCursors]cursor
 }
 
-// search begins a pass over one index; passes follow one another, so they share buf.
-func (w *walk) search(x *index) candidates {
+// search begins a pass over one index.
+func (w *walk) search(x *index, c *candidates) {
 	if w.tr != nil {
-		return candidates{x: x, all: true}
+		c.x, c.all = x, true
+		return
 	}
-	return x.find(&w.t, w.buf[:])
+	x.find(&w.t, c)
 }
 
 // connection decides what may be done with the bytes of the flow.
@@ -108,7 +112,8 @@ func (w *walk) traffic() Decision {
 	w.tr.enter("traffic")
 	pending := false // a refusing rule might hold, for some addresses
 	var held missed
-	c := w.search(w.net.trafficIndex)
+	var c candidates
+	w.search(w.net.trafficIndex, &c)
 	for {
 		cand, ok := c.pull(&w.t, w.tr)
 		if !ok {
@@ -196,7 +201,9 @@ func (w *walk) mode(pending bool, held missed) Decision {
 func (w *walk) covered() (fit, *rule) {
 	best, by := fitNo, (*rule)(nil)
 	for _, x := range [...]*index{w.net.protocolIndex, w.net.credIndex} {
-		for c := x.find(&w.t, w.buf[:]); ; {
+		var c candidates
+		x.find(&w.t, &c)
+		for {
 			cand, ok := c.pull(&w.t, nil)
 			if !ok {
 				break
@@ -249,8 +256,10 @@ func (s *Set) looks(f *Flow, protocol func(*protocolRule) bool, credential func(
 		return false
 	}
 	w := walk{net: sb.net, flow: f, t: newTarget(f)}
-	for c := w.search(w.net.protocolIndex); ; {
-		cand, ok := c.pull(&w.t, nil)
+	var p, c candidates
+	w.search(w.net.protocolIndex, &p)
+	for {
+		cand, ok := p.pull(&w.t, nil)
 		if !ok {
 			break
 		}
@@ -258,7 +267,8 @@ func (s *Set) looks(f *Flow, protocol func(*protocolRule) bool, credential func(
 			return true
 		}
 	}
-	for c := w.search(w.net.credIndex); ; {
+	w.search(w.net.credIndex, &c)
+	for {
 		cand, ok := c.pull(&w.t, nil)
 		if !ok {
 			return false

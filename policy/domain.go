@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 	"golang.org/x/net/publicsuffix"
@@ -85,7 +86,11 @@ func asciiName(h string) (string, error) {
 	}
 	if !ascii || hasALabel(h) {
 		mapped, err := toASCII.ToASCII(h)
-		if err != nil {
+		if err != nil || !utf8.ValidString(h) {
+			return "", ErrBadHost
+		}
+		// What the mapping made must be a fixed point of it.
+		if again, err := toASCII.ToASCII(mapped); err != nil || again != mapped {
 			return "", ErrBadHost
 		}
 		h = mapped

@@ -118,15 +118,18 @@ const (
 // inlineCursors is how many lists a target picks without allocating: one per
 // wildcard level and prefix length that matches, and two or three more. Policies
 // that nest deeper still work.
-const inlineCursors = 24
+const inlineCursors = 16
 
 // candidates yields rules in order. With all set it yields every rule, for a
 // narration; the walk around it is the same.
 type candidates struct {
-	x       *index
-	cursors []cursor
-	all     bool
-	next    int32 // with all
+	x    *index
+	all  bool
+	next int32 // with all
+
+	n    int
+	buf  [inlineCursors]cursor
+	more []cursor
 }
 
 // candidate is a rule whose domains hold, with what is known of its other lists.
@@ -136,11 +139,11 @@ type candidate struct {
 	explicit bool // by a pattern other than "*"
 }
 
-// find starts a search. buf holds the cursors; a caller keeps it on its stack.
-func (x *index) find(t *target, buf []cursor) candidates {
-	c := candidates{x: x, cursors: buf[:0]}
+// find starts a search in c, which a caller keeps on its stack.
+func (x *index) find(t *target, c *candidates) {
+	c.x = x
 	if t.name {
-		x.findName(t.host, &c)
+		x.findName(t.host, c)
 	}
 	c.add(x.open, 0)
 	switch {
@@ -149,15 +152,28 @@ func (x *index) find(t *target, buf []cursor) candidates {
 		c.add(x.cidrAllow, 0)
 		c.add(x.cidrDeny, maybeDeny)
 	default:
-		x.findAddr(t.addr, &c)
+		x.findAddr(t.addr, c)
 	}
-	return c
 }
 
 func (c *candidates) add(s span, kind cursorKind) {
-	if s.lo < s.hi {
-		c.cursors = append(c.cursors, cursor{s.lo, s.hi, kind})
+	switch {
+	case s.lo == s.hi:
+	case c.n < len(c.buf):
+		c.buf[c.n] = cursor{s.lo, s.hi, kind}
+		c.n++
+	default:
+		c.more = append(c.more, cursor{s.lo, s.hi, kind})
 	}
+}
+
+func (c *candidates) len() int { return c.n + len(c.more) }
+
+func (c *candidates) at(i int) *cursor {
+	if i < c.n {
+		return &c.buf[i]
+	}
+	return &c.more[i-c.n]
 }
 
 func (x *index) findName(host string, c *candidates) {
@@ -214,8 +230,8 @@ func (c *candidates) pull(t *target, tr *tracer) (candidate, bool) {
 // lowest takes the smallest id from all lists that have it; -1 when they are done.
 func (c *candidates) lowest() (int32, cursorKind) {
 	id := int32(-1)
-	for i := range c.cursors {
-		if cur := &c.cursors[i]; cur.pos < cur.end {
+	for i := range c.len() {
+		if cur := c.at(i); cur.pos < cur.end {
 			if v := c.x.ids[cur.pos]; id < 0 || v < id {
 				id = v
 			}
@@ -225,8 +241,8 @@ func (c *candidates) lowest() (int32, cursorKind) {
 	if id < 0 {
 		return id, kind
 	}
-	for i := range c.cursors {
-		if cur := &c.cursors[i]; cur.pos < cur.end && c.x.ids[cur.pos] == id {
+	for i := range c.len() {
+		if cur := c.at(i); cur.pos < cur.end && c.x.ids[cur.pos] == id {
 			cur.pos++
 			kind |= cur.kind
 		}
@@ -236,9 +252,9 @@ func (c *candidates) lowest() (int32, cursorKind) {
 
 // skipDenies drops what could only add another "perhaps refused".
 func (c *candidates) skipDenies() {
-	for i := range c.cursors {
-		if c.cursors[i].kind == maybeDeny {
-			c.cursors[i].pos = c.cursors[i].end
+	for i := range c.len() {
+		if cur := c.at(i); cur.kind == maybeDeny {
+			cur.pos = cur.end
 		}
 	}
 }

@@ -17,7 +17,8 @@ func (w *walk) request(d Decision) Decision {
 // protocolRules gives the first rule that refuses the request, or nil.
 func (w *walk) protocolRules() *rule {
 	w.tr.enter("protocol")
-	c := w.search(w.net.protocolIndex)
+	var c candidates
+	w.search(w.net.protocolIndex, &c)
 	for {
 		cand, ok := c.pull(&w.t, w.tr)
 		if !ok {
@@ -73,7 +74,8 @@ type picks struct {
 func (w *walk) credentials(d Decision) Decision {
 	var p picks
 	w.tr.enter("credential")
-	c := w.search(w.net.credIndex)
+	var c candidates
+	w.search(w.net.credIndex, &c)
 	for p.taken[requestLayer] == nil || p.taken[tlsLayer] == nil {
 		cand, ok := c.pull(&w.t, w.tr)
 		if !ok {

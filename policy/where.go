@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // target is the destination of a flow, derived once per decision.
@@ -27,6 +28,11 @@ func newTarget(f *Flow) target {
 	t.addr = plainAddr(f.Addr)
 	t.special = IsSpecialName(f.Host)
 	return t
+}
+
+// malformed reports what CanonicalHost would never have given.
+func (t *target) malformed() bool {
+	return t.host == "" || t.host[0] == '.' || strings.Contains(t.host, "..")
 }
 
 // plainAddr makes equal addresses compare equal: netip.Prefix contains neither
