@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -82,8 +83,8 @@ func TestCompileNamesAllFaultsOnce(t *testing.T) {
 	shared := *bad
 	shared.Index, shared.Team = 1, "second"
 	_, err := compile([]*policy.CredentialRule{bad, &shared, other}, serve(nil), unknown)
-	problems, ok := err.(policy.Problems)
-	if !ok || len(problems) != 3 {
+	var problems policy.Problems
+	if !errors.As(err, &problems) || len(problems) != 3 {
 		t.Fatalf("%v", err)
 	}
 	for i, line := range []int{10, 10, 11} {

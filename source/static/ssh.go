@@ -28,10 +28,10 @@ func decodeSSH(block json.RawMessage, errs source.FieldErrors) source.Parsed {
 	passphrase := optional("passphrase", spec.Passphrase, errs)
 	if passphrase != "" {
 		p.Set = append(p.Set, "passphrase")
-		real("passphrase", passphrase, errs)
+		given("passphrase", passphrase, errs)
 	}
 	text := required("privateKeyPem", spec.Key, errs)
-	if !real("privateKeyPem", text, errs) || len(errs) > 0 {
+	if !given("privateKeyPem", text, errs) || len(errs) > 0 {
 		return p
 	}
 	if fault := checkSSHBlock(text); fault != "" {

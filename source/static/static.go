@@ -4,6 +4,7 @@ package static
 
 import (
 	"encoding/json"
+	"errors"
 
 	"github.com/egressd/egressd/internal/secret"
 	"github.com/egressd/egressd/source"
@@ -70,7 +71,8 @@ func decode(block json.RawMessage, into any, errs source.FieldErrors) (ok bool) 
 	if err == nil {
 		return true
 	}
-	if fields, is := err.(source.FieldErrors); is {
+	var fields source.FieldErrors
+	if errors.As(err, &fields) {
 		for path, messages := range fields {
 			errs[path] = messages
 		}

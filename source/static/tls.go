@@ -24,13 +24,13 @@ func decodeTLS(block json.RawMessage, errs source.FieldErrors) source.Parsed {
 	p := source.Parsed{Canonical: spec, Set: []string{"certificatePem", "privateKeyPem"}, Material: &source.Material{}}
 	var chain []*x509.Certificate
 	var key crypto.Signer
-	if text := required("certificatePem", spec.Certificate, errs); real("certificatePem", text, errs) {
+	if text := required("certificatePem", spec.Certificate, errs); given("certificatePem", text, errs) {
 		chain = certificates("certificatePem", text, maxChain, errs)
 	}
-	if text := required("privateKeyPem", spec.Key, errs); real("privateKeyPem", text, errs) {
+	if text := required("privateKeyPem", spec.Key, errs); given("privateKeyPem", text, errs) {
 		key = tlsKey("privateKeyPem", text, errs)
 	}
-	if text := optional("caPem", spec.CA, errs); real("caPem", text, errs) {
+	if text := optional("caPem", spec.CA, errs); given("caPem", text, errs) {
 		p.Set = append(p.Set, "caPem")
 		p.Material.CAs = pool(certificates("caPem", text, maxCAs, errs))
 	}
@@ -54,8 +54,8 @@ func decodeTLS(block json.RawMessage, errs source.FieldErrors) source.Parsed {
 	return p
 }
 
-// real is false for text that is not worth parsing; a placeholder is reported.
-func real(path, text string, errs source.FieldErrors) bool {
+// given is false for text that is not worth parsing; a placeholder is reported.
+func given(path, text string, errs source.FieldErrors) bool {
 	if text == "" {
 		return false
 	}
