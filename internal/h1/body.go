@@ -131,11 +131,23 @@ func parseChunkLine(line []byte) (int64, error) {
 	return n, nil
 }
 
-// neverTrailers would change a message's framing, routing or authentication
-// (RFC 9110 section 6.5.1).
-var neverTrailers = []string{
-	"Transfer-Encoding", "Content-Length", "Host", "Trailer", "Te", "Connection", "Authorization",
-	"Proxy-Authorization", "Cookie", "Set-Cookie", "Content-Encoding", "Content-Type", "Content-Range", "Expect", "Upgrade",
+// neverTrailer says whether a field would change a message's framing, routing,
+// authentication or meaning if it were taken from its trailers (RFC 9110 section
+// 6.5.1). name is canonical.
+func neverTrailer(name string) bool {
+	switch name {
+	case "Host", "Te", "Connection", "Keep-Alive", "Proxy-Connection", "Upgrade", "Expect", "Max-Forwards",
+		"Authorization", "Proxy-Authorization", "Proxy-Authenticate", "Www-Authenticate", "Authentication-Info",
+		"Proxy-Authentication-Info", "Cookie", "Set-Cookie", "Location", "Retry-After", "Vary", "Range", "Cache-Control",
+		"Content-Encoding", "Content-Type", "Content-Range", "Content-Length", "Transfer-Encoding", "Trailer":
+		return true
+	}
+	return false
+}
+
+// framesMessage says whether a field would frame the message. name is canonical.
+func framesMessage(name string) bool {
+	return name == "Content-Length" || name == "Transfer-Encoding" || name == "Trailer"
 }
 
 func readTrailers(rd *reader) (http.Header, error) {
@@ -162,8 +174,26 @@ func readTrailers(rd *reader) (http.Header, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, k := range neverTrailers {
-		delete(h, k)
+	for k := range h {
+		if framesMessage(k) {
+			return nil, bad("framing_in_trailers")
+		}
+		if neverTrailer(k) {
+			delete(h, k)
+		}
 	}
 	return h, nil
+}
+
+// appendTrailer appends the fields of one trailer name, unless it must not be one.
+func appendTrailer(b []byte, name string, values []string) []byte {
+	if name == "" || !all(name, isToken) || neverTrailer(http.CanonicalHeaderKey(name)) {
+		return b
+	}
+	for _, v := range values {
+		if all(v, isValue) {
+			b = appendField(b, name, v)
+		}
+	}
+	return b
 }

@@ -12,7 +12,7 @@ const (
 	isLower              // a-z
 	isValue              // field-content: HTAB, SP, VCHAR, obs-text
 	isTarget             // VCHAR but # and backslash
-	isHost               // uri-host and port
+	isHost               // a name or an IPv4 address
 )
 
 var class = makeClasses()
@@ -30,7 +30,7 @@ func makeClasses() (c [256]uint8) {
 		case strings.IndexByte("!#$%&'*+-.^_`|~", b) >= 0:
 			c[i] |= isToken
 		}
-		if strings.IndexByte("-._:[]", b) >= 0 {
+		if strings.IndexByte("-._", b) >= 0 {
 			c[i] |= isHost
 		}
 		if b == '\t' || b >= ' ' && b != 0x7f {
@@ -175,7 +175,7 @@ func parseLength(s string) (int64, bool) {
 func hasOption(vs []string, option string) bool {
 	for _, v := range vs {
 		for o := range strings.SplitSeq(v, ",") {
-			if strings.EqualFold(strings.TrimSpace(o), option) {
+			if strings.EqualFold(strings.Trim(o, " \t"), option) {
 				return true
 			}
 		}

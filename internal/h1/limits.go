@@ -23,8 +23,8 @@ func bad(reason string) *ProtocolError { return &ProtocolError{Status: 400, Reas
 
 // Bounds on chunked bodies (RFC 9112 section 7.1).
 const (
-	maxChunkLine    = 300 // size and extensions
-	maxTrailerBytes = 8 << 10
+	maxChunkLine    = 300           // size and extensions
+	maxTrailerBytes = bufSize - 256 // all of them; net/http stops at 4 KiB as well
 	maxTrailers     = 32
 )
 

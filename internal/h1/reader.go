@@ -24,8 +24,7 @@ func getBuffer(p *sync.Pool) *buffer {
 
 // reader is a buffered reader that can give its buffer back while it is empty.
 type reader struct {
-	src  io.Reader
-	fill func(p []byte) (int, error) // src.Read with the owner's deadlines
+	fill func(p []byte) (int, error) // reads the connection under the owner's deadlines
 	buf  *buffer
 	r, w int
 	grow []byte // replaces buf for heads over 4 KiB
@@ -46,6 +45,12 @@ func (r *reader) acquire() {
 		r.buf = getBuffer(&readBuffers)
 		r.r, r.w = 0, 0
 	}
+}
+
+// put makes b the only byte that is buffered.
+func (r *reader) put(b byte) {
+	r.acquire()
+	r.bytes()[0], r.r, r.w = b, 0, 1
 }
 
 // release gives the buffer back if it holds nothing.
@@ -75,6 +80,9 @@ func (r *reader) more(limit int) error {
 	switch {
 	case r.r == r.w:
 		r.r, r.w = 0, 0
+		if r.grow != nil { // do not keep a large buffer
+			r.grow, b = nil, r.buf.b
+		}
 	case r.w == len(b) && r.r > 0:
 		r.w = copy(b, b[r.r:r.w])
 		r.r = 0
@@ -99,7 +107,7 @@ func (r *reader) more(limit int) error {
 
 // Read gives buffered bytes first; large reads go past the buffer.
 func (r *reader) Read(p []byte) (int, error) {
-	if r.buf != nil && r.r < r.w {
+	if r.r < r.w {
 		n := copy(p, r.bytes()[r.r:r.w])
 		r.r += n
 		return n, nil
@@ -136,6 +144,9 @@ func (r *reader) head(lim Limits) (string, int, error) {
 				}
 				pos = end + 1
 				if end-1 == lineStart {
+					if pos > lim.HeadBytes {
+						return "", 0, errTooLong
+					}
 					return r.finishHead(b, lineStart, pos, lines)
 				}
 				if end-lineStart > lim.LineBytes {
@@ -165,9 +176,6 @@ func (r *reader) finishHead(b []byte, lineStart, end, lines int) (string, int, e
 	}
 	head := string(b[:lineStart])
 	r.r += end
-	if r.r == r.w && r.grow != nil { // do not keep a large buffer
-		r.grow, r.r, r.w = nil, 0, 0
-	}
 	return head, lines, nil
 }
 

@@ -2,6 +2,7 @@ package h1
 
 import (
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 )
@@ -27,7 +28,7 @@ func parseRequestLine(line string) (requestLine, error) {
 		l.minor = 1
 	case "HTTP/1.0":
 	default:
-		if !strings.HasPrefix(proto, "HTTP/") || strings.Contains(proto, " ") {
+		if len(proto) != len("HTTP/x.y") || !strings.HasPrefix(proto, "HTTP/") || !digit(proto[5]) || proto[6] != '.' || !digit(proto[7]) {
 			return l, bad("bad_request_line")
 		}
 		return l, &ProtocolError{Status: 505, Reason: "unsupported_version"}
@@ -38,6 +39,8 @@ func parseRequestLine(line string) (requestLine, error) {
 	l.method, l.target = method, target
 	return l, nil
 }
+
+func digit(c byte) bool { return c >= '0' && c <= '9' }
 
 // parseRequest interprets a whole head (lines lines in all) into req.
 func (s *Server) parseRequest(req *http.Request, head string, lines int) (framing, error) {
@@ -59,17 +62,35 @@ func (s *Server) parseRequest(req *http.Request, head string, lines int) (framin
 	if err := parseHost(req, line.minor == 0); err != nil {
 		return framing{}, err
 	}
-	if req.URL, err = s.parseTarget(req, line); err != nil {
+	if err := s.parseTarget(req, line); err != nil {
 		return framing{}, err
 	}
 	f, err := parseFraming(req.Header, line.minor == 0)
 	if err != nil {
 		return f, err
 	}
-	if e := req.Header["Expect"]; len(e) > 0 && line.minor == 1 && (len(e) > 1 || !strings.EqualFold(e[0], "100-continue")) {
+	if line.method == http.MethodConnect && (f.chunked || f.length > 0) {
+		return f, bad("connect_with_body")
+	}
+	if f.chunked && declaresFraming(req.Header["Trailer"]) {
+		return f, bad("framing_in_trailers")
+	}
+	if e := req.Header["Expect"]; len(e) > 0 && (len(e) > 1 || !strings.EqualFold(e[0], "100-continue")) {
 		return f, &ProtocolError{Status: 417, Reason: "unknown_expectation"}
 	}
 	return f, nil
+}
+
+// declaresFraming says whether a Trailer header announces a field that frames.
+func declaresFraming(vs []string) bool {
+	for _, v := range vs {
+		for name := range strings.SplitSeq(v, ",") {
+			if framesMessage(http.CanonicalHeaderKey(strings.Trim(name, " \t"))) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // checkMethod refuses methods that reflect, that tunnel where no tunnel can be, and
@@ -102,7 +123,7 @@ func parseHost(req *http.Request, http10 bool) error {
 		return bad("missing_host")
 	case len(hosts) > 1:
 		return bad("repeated_host")
-	case hosts[0] == "" || !all(hosts[0], isHost):
+	case !validAuthority(hosts[0], false):
 		return bad("bad_host")
 	}
 	req.Host = hosts[0]
@@ -110,24 +131,60 @@ func parseHost(req *http.Request, http10 bool) error {
 	return nil
 }
 
+// validAuthority says whether s is a name, an IPv4 address or an IPv6 address in
+// brackets, with a port if there is one or one is needed (RFC 3986 section 3.2.2,
+// without user and without escapes).
+func validAuthority(s string, needPort bool) bool {
+	host, port, hasPort := s, "", false
+	if strings.HasPrefix(s, "[") {
+		end := strings.IndexByte(s, ']')
+		if end < 0 {
+			return false
+		}
+		addr, err := netip.ParseAddr(s[1:end])
+		if err != nil || !addr.Is6() || addr.Zone() != "" {
+			return false
+		}
+		host, s = "v6", s[end+1:]
+		if s != "" && s[0] != ':' {
+			return false
+		}
+	}
+	if i := strings.IndexByte(s, ':'); i >= 0 {
+		port, hasPort = s[i+1:], true
+		if host != "v6" || i > 0 {
+			host = s[:i]
+		}
+	}
+	if host == "" || !all(host, isHost) || !hasPort && needPort {
+		return false
+	}
+	if !hasPort {
+		return true
+	}
+	n, ok := parseLength(port)
+	return ok && n > 0 && n < 1<<16
+}
+
 // parseTarget accepts origin-form, and where the server allows them absolute-form
 // with http and CONNECT's authority-form (RFC 9112 section 3.2).
-func (s *Server) parseTarget(req *http.Request, l requestLine) (*url.URL, error) {
+func (s *Server) parseTarget(req *http.Request, l requestLine) error {
 	if l.method == http.MethodConnect {
-		if !all(l.target, isHost) || !strings.Contains(l.target, ":") {
-			return nil, bad("bad_target")
+		if !validAuthority(l.target, true) {
+			return bad("bad_target")
 		}
-		return &url.URL{Host: l.target}, nil
+		req.URL.Host = l.target
+		return nil
 	}
 	if l.target[0] == '/' {
 		if strings.HasPrefix(l.target, "//") {
-			return nil, bad("bad_target")
+			return bad("bad_target")
 		}
-		return originURL(l.target)
+		return originURL(req.URL, l.target)
 	}
 	const scheme = "http://"
 	if !s.AllowAbsolute || len(l.target) <= len(scheme) || !strings.EqualFold(l.target[:len(scheme)], scheme) {
-		return nil, bad("bad_target")
+		return bad("bad_target")
 	}
 	rest := l.target[len(scheme):]
 	i := strings.IndexAny(rest, "/?")
@@ -135,21 +192,20 @@ func (s *Server) parseTarget(req *http.Request, l requestLine) (*url.URL, error)
 		i = len(rest)
 	}
 	authority, path := rest[:i], rest[i:]
-	if authority == "" || !all(authority, isHost) {
-		return nil, bad("bad_host")
+	if !validAuthority(authority, false) {
+		return bad("bad_host")
 	}
 	if req.Host != "" && !sameAuthority(req.Host, authority) {
-		return nil, bad("authority_mismatch")
+		return bad("authority_mismatch")
 	}
 	if path == "" || path[0] == '?' {
 		path = "/" + path
 	}
-	u, err := originURL(path)
-	if err != nil {
-		return nil, err
+	if strings.HasPrefix(path, "//") {
+		return bad("bad_target")
 	}
-	u.Scheme, u.Host, req.Host = "http", authority, authority
-	return u, nil
+	req.URL.Scheme, req.URL.Host, req.Host = "http", authority, authority
+	return originURL(req.URL, path)
 }
 
 // sameAuthority compares host[:port] without regard to case, a trailing dot and the default port.
@@ -162,15 +218,15 @@ func sameAuthority(a, b string) bool {
 }
 
 // originURL keeps the bytes as they are (RawPath, RawQuery) beside the decoded path.
-func originURL(target string) (*url.URL, error) {
+func originURL(u *url.URL, target string) error {
 	path, query, hasQuery := strings.Cut(target, "?")
-	u := &url.URL{Path: path, RawQuery: query, ForceQuery: hasQuery && query == ""}
+	u.Path, u.RawQuery, u.ForceQuery = path, query, hasQuery && query == ""
 	if strings.IndexByte(path, '%') >= 0 {
 		decoded, err := url.PathUnescape(path)
 		if err != nil {
-			return nil, bad("bad_escape")
+			return bad("bad_escape")
 		}
 		u.Path, u.RawPath = decoded, path
 	}
-	return u, nil
+	return nil
 }

@@ -29,6 +29,7 @@ type response struct {
 	buf        *buffer
 	mu         sync.Mutex // wire order of 100 Continue against the head
 
+	body  *requestBody // nil: none; not req.Body, which a handler may wrap
 	watch *watcher
 }
 
@@ -372,7 +373,7 @@ func (w *response) WatchDisconnect(abort func()) {
 	if w.watch != nil || c.hijacked || c.rd.buf != nil && c.rd.buffered() > 0 {
 		return
 	}
-	if b, ok := w.req.Body.(*requestBody); ok && !b.read() {
+	if w.body != nil && !w.body.read() {
 		return
 	}
 	wt := &watcher{done: make(chan struct{})}
