@@ -10,17 +10,25 @@ const redacted = "[redacted]"
 
 // String is a secret value. Every way of formatting it yields "[redacted]"; Reveal
 // alone gives the value, so that its uses can be found by name.
-type String struct{ v string }
+//
+// The value is behind a pointer: fmt cannot call our methods on a String in an
+// unexported field, and prints an address then.
+type String struct{ v *string }
 
 // New wraps v.
-func New(v string) String { return String{v} }
+func New(v string) String { return String{&v} }
 
 // Reveal returns the value. Call it only where the value goes into upstream traffic
 // or a parser of key material.
-func (s String) Reveal() string { return s.v }
+func (s String) Reveal() string {
+	if s.v == nil {
+		return ""
+	}
+	return *s.v
+}
 
 // Len is the value's length in bytes.
-func (s String) Len() int { return len(s.v) }
+func (s String) Len() int { return len(s.Reveal()) }
 
 func (String) String() string               { return redacted }
 func (String) GoString() string             { return redacted }
