@@ -3,4 +3,4 @@
 package h1
 
 // Alive cannot look without reading here; a dead connection fails when it is used.
-func (c *ClientConn) Alive() bool { return true }
+func (c *ClientConn) Alive() bool { return !c.broken }

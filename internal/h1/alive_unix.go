@@ -4,18 +4,17 @@ package h1
 
 import (
 	"crypto/tls"
-	"net"
 	"syscall"
 )
 
 // Alive says whether the origin has left an idle connection open, by looking at what
-// the kernel has received and consuming nothing. One system call.
+// the kernel has received and consuming nothing. Two system calls at most.
 func (c *ClientConn) Alive() bool {
-	nc, isTLS := c.nc, false
-	if tc, ok := nc.(*tls.Conn); ok {
-		nc, isTLS = tc.NetConn(), true
+	if c.broken {
+		return false
 	}
-	sc, ok := nc.(*net.TCPConn)
+	_, isTLS := c.nc.(*tls.Conn)
+	sc, ok := transport(c.nc).(syscall.Conn)
 	if !ok {
 		return true
 	}
@@ -24,18 +23,24 @@ func (c *ClientConn) Alive() bool {
 		return false
 	}
 	alive := false
-	var peeked [2048]byte
-	err = raw.Read(func(fd uintptr) bool {
-		n, _, err := syscall.Recvfrom(int(fd), peeked[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		switch {
-		case err == syscall.EAGAIN: //nolint:errorlint // a system call's own error
-			alive = true
-		case err == nil && n > 0:
-			alive = isTLS && onlyTickets(peeked[:n])
-		}
-		return true
-	})
+	// Control and not Read: the read deadline of the last exchange may have passed.
+	err = raw.Control(func(fd uintptr) { alive = aliveFD(int(fd), isTLS) })
 	return err == nil && alive
+}
+
+func aliveFD(fd int, isTLS bool) bool {
+	if peerClosed(fd) {
+		return false
+	}
+	var peeked [2048]byte
+	n, _, err := syscall.Recvfrom(fd, peeked[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	switch {
+	case err == syscall.EAGAIN: //nolint:errorlint // a system call's own error
+		return true
+	case err == nil && n > 0:
+		return isTLS && onlyTickets(peeked[:n])
+	}
+	return false
 }
 
 // onlyTickets says whether waiting TLS records can all be session tickets. An alert is

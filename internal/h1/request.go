@@ -135,34 +135,25 @@ func parseHost(req *http.Request, http10 bool) error {
 // brackets, with a port if there is one or one is needed (RFC 3986 section 3.2.2,
 // without user and without escapes).
 func validAuthority(s string, needPort bool) bool {
-	host, port, hasPort := s, "", false
-	if strings.HasPrefix(s, "[") {
-		end := strings.IndexByte(s, ']')
-		if end < 0 {
+	var port string // with its colon
+	if v6, ok := strings.CutPrefix(s, "["); ok {
+		addr, after, closed := strings.Cut(v6, "]")
+		ip, err := netip.ParseAddr(addr)
+		if !closed || err != nil || !ip.Is6() || ip.Zone() != "" || after != "" && after[0] != ':' {
 			return false
 		}
-		addr, err := netip.ParseAddr(s[1:end])
-		if err != nil || !addr.Is6() || addr.Zone() != "" {
+		port = after
+	} else {
+		host, _, _ := strings.Cut(s, ":")
+		if host == "" || !all(host, isHost) {
 			return false
 		}
-		host, s = "v6", s[end+1:]
-		if s != "" && s[0] != ':' {
-			return false
-		}
+		port = s[len(host):]
 	}
-	if i := strings.IndexByte(s, ':'); i >= 0 {
-		port, hasPort = s[i+1:], true
-		if host != "v6" || i > 0 {
-			host = s[:i]
-		}
+	if port == "" {
+		return !needPort
 	}
-	if host == "" || !all(host, isHost) || !hasPort && needPort {
-		return false
-	}
-	if !hasPort {
-		return true
-	}
-	n, ok := parseLength(port)
+	n, ok := parseLength(port[1:])
 	return ok && n > 0 && n < 1<<16
 }
 

@@ -14,31 +14,30 @@ func badGateway(err error) error {
 }
 
 // parseResponse interprets a response head.
-func parseResponse(head string, lines int) (*http.Response, error) {
+func parseResponse(resp *http.Response, head string, lines int) (err error) {
 	end := strings.Index(head, "\r\n")
 	line := head[:end]
-	resp := &http.Response{ProtoMajor: 1}
+	resp.ProtoMajor = 1
 	switch {
 	case strings.HasPrefix(line, "HTTP/1.1 "):
 		resp.Proto, resp.ProtoMinor = "HTTP/1.1", 1
 	case strings.HasPrefix(line, "HTTP/1.0 "):
 		resp.Proto = "HTTP/1.0"
 	default:
-		return nil, bad("bad_status_line")
+		return bad("bad_status_line")
 	}
 	line = line[len("HTTP/1.x "):]
 	if len(line) < 3 || len(line) > 3 && line[3] != ' ' || !all(line, isValue) {
-		return nil, bad("bad_status_line")
+		return bad("bad_status_line")
 	}
 	n, ok := parseLength(line[:3])
 	if !ok || n < 100 {
-		return nil, bad("bad_status")
+		return bad("bad_status")
 	}
 	resp.StatusCode = int(n)
 	resp.Status = line
-	var err error
 	resp.Header, err = parseFields(head[end+2:], lines-1)
-	return resp, err
+	return err
 }
 
 // frameResponse says how long the body is (RFC 9112 section 6.3). toClose: until the

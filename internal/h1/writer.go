@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -16,11 +15,11 @@ import (
 type response struct {
 	c      *conn
 	req    *http.Request
+	body   *requestBody // of req, which a handler may wrap; its c is nil where there is none
 	header http.Header
 
 	status     int
 	wroteHead  bool // the head is in buf or on the wire
-	sentHead   bool // some of it is on the wire
 	bodiless   bool
 	chunked    bool
 	closeAfter bool
@@ -29,19 +28,19 @@ type response struct {
 	buf        *buffer
 	mu         sync.Mutex // wire order of 100 Continue against the head
 
-	body  *requestBody // nil: none; not req.Body, which a handler may wrap
 	watch *watcher
 }
 
-func (w *response) reset(req *http.Request) {
+func (w *response) reset(x *exchange) {
 	if w.header == nil {
 		w.header = make(http.Header, 16)
 	} else {
 		clear(w.header)
 	}
-	w.req, w.status, w.want, w.sent = req, 0, -1, 0
-	w.wroteHead, w.sentHead, w.bodiless, w.chunked, w.failed = false, false, false, false, false
-	w.closeAfter = req.ProtoMinor == 0 || hasOption(req.Header["Connection"], "close")
+	w.req, w.body, w.status, w.want, w.sent = &x.req, &x.body, 0, -1, 0
+	w.wroteHead, w.bodiless, w.chunked, w.failed = false, false, false, false
+	// After a CONNECT that no handler took over, what follows is no request.
+	w.closeAfter = w.req.ProtoMinor == 0 || w.req.Method == http.MethodConnect || hasOption(w.req.Header["Connection"], "close")
 	w.watch = nil
 }
 
@@ -86,11 +85,11 @@ func (w *response) WriteHeader(status int) {
 		}
 		w.want = n
 	}
-	delete(w.header, "Transfer-Encoding")
-	if hasOption(w.header["Connection"], "close") || w.c.drained.Load() {
+	if hasOption(w.header["Connection"], "close") || w.c.drained.Load() || w.body.tooMuch() {
 		w.closeAfter = true
 	}
 	delete(w.header, "Connection")
+	delete(w.header, "Transfer-Encoding")
 	if status == http.StatusNoContent {
 		delete(w.header, "Content-Length")
 	} else if w.want < 0 && !w.bodiless {
@@ -110,7 +109,7 @@ func (w *response) head(status int) {
 	b.b = append(b.b, http.StatusText(status)...)
 	b.b = append(b.b, "\r\n"...)
 	for k, vs := range w.header {
-		if !w.wroteHead && k == "Content-Length" || strings.HasPrefix(k, http.TrailerPrefix) {
+		if strings.HasPrefix(k, http.TrailerPrefix) || framingField(k) && (k != "Content-Length" || status < 200) {
 			continue
 		}
 		if !all(k, isToken) || k == "" {
@@ -139,6 +138,20 @@ func (w *response) head(status int) {
 		}
 	}
 	b.b = append(b.b, "\r\n"...)
+}
+
+// framingField says whether a field is one that this package alone writes, however
+// its name is spelled.
+func framingField(k string) bool {
+	switch len(k) {
+	case len("Connection"):
+		return strings.EqualFold(k, "Connection")
+	case len("Content-Length"):
+		return strings.EqualFold(k, "Content-Length")
+	case len("Transfer-Encoding"):
+		return strings.EqualFold(k, "Transfer-Encoding")
+	}
+	return false
 }
 
 func appendField(b []byte, k, v string) []byte {
@@ -173,28 +186,46 @@ func (w *response) Write(p []byte) (int, error) {
 		w.failed = true
 		return 0, errLong
 	}
-	w.sent += int64(len(p))
+	total := len(p)
+	w.sent += int64(total)
 	if w.chunked {
 		return w.writeChunk(p)
 	}
 	b := w.buffer()
-	if len(b.b)+len(p) <= cap(b.b) {
+	switch n := len(b.b); {
+	case n+len(p) <= cap(b.b):
 		b.b = append(b.b, p...)
 		if w.sent == w.want || w.want < 0 {
 			w.flush()
 		}
-	} else {
+	case n > 0 && n+len(p) <= chunkBuffer: // one write for the head and what is at hand
+		big := getBuffer(&chunkBuffers)
+		big.b = append(append(big.b[:0], b.b...), p...)
+		b.b = b.b[:0]
+		w.send(big.b)
+		chunkBuffers.Put(big)
+	default:
 		w.flush()
+		for len(p) > maxWrite && !w.failed { // each has a write deadline of its own
+			w.send(p[:maxWrite])
+			p = p[maxWrite:]
+		}
 		w.send(p)
 	}
 	if w.failed {
 		return 0, errFailed
 	}
-	return len(p), nil
+	return total, nil
 }
 
+// maxWrite is how much is written under one deadline.
+const maxWrite = 128 << 10
+
+// chunkBuffer holds the 32 KiB that proxies copy at a time and a head before it.
+const chunkBuffer = 48 << 10
+
 // chunkBuffers hold one chunk with its framing, so that it leaves in one write.
-var chunkBuffers = sync.Pool{New: func() any { return &buffer{b: make([]byte, 0, 48<<10)} }}
+var chunkBuffers = sync.Pool{New: func() any { return &buffer{b: make([]byte, 0, chunkBuffer)} }}
 
 func (w *response) writeChunk(p []byte) (int, error) {
 	if len(p) > 40<<10 {
@@ -259,13 +290,7 @@ func (w *response) send(p []byte) {
 	if w.failed {
 		return
 	}
-	if s := w.c.srv.WriteStall; s > 0 {
-		if now := time.Now(); now.Sub(w.c.wrote) > s/4 {
-			w.c.wrote = now
-			_ = w.c.nc.SetWriteDeadline(now.Add(s))
-		}
-	}
-	w.sentHead = true
+	w.c.write.set(w.c.nc, w.c.srv.WriteStall)
 	if _, err := w.c.nc.Write(p); err != nil {
 		w.failed = true
 	}
@@ -277,6 +302,10 @@ func (w *response) sendContinue() error {
 	defer w.mu.Unlock()
 	if w.wroteHead {
 		return nil
+	}
+	// A deadline set beside the handler's own is at most a little later than that.
+	if s := w.c.srv.WriteStall; s > 0 {
+		_ = w.c.nc.SetWriteDeadline(time.Now().Add(s))
 	}
 	_, err := w.c.nc.Write([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
 	return err
@@ -309,23 +338,23 @@ func (w *response) finish() bool {
 // trailers are sent where the handler set them under http.TrailerPrefix.
 func (w *response) trailers(b *buffer) {
 	for k, vs := range w.header {
-		name, ok := strings.CutPrefix(k, http.TrailerPrefix)
-		if !ok || !all(name, isToken) || name == "" {
-			continue
-		}
-		for _, v := range vs {
-			if all(v, isValue) {
-				b.b = appendField(b.b, name, v)
-			}
+		if name, ok := strings.CutPrefix(k, http.TrailerPrefix); ok {
+			b.b = appendTrailer(b.b, name, vs)
 		}
 	}
 }
 
+var errHijackBody = errors.New("http/1.1: hijack before the request body was read")
+
 // Hijack gives the connection away; bytes that were read ahead come first. Without
-// any the connection is the bare one.
+// any the connection is the bare one. It fails while the request's body has not been
+// read to its end.
 func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if w.c.hijacked {
 		return nil, nil, http.ErrHijacked
+	}
+	if !w.body.whole() {
+		return nil, nil, errHijackBody
 	}
 	w.flush()
 	w.stopWatch()
@@ -336,71 +365,4 @@ func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		nc = &ahead{Conn: nc, rest: rest}
 	}
 	return nc, bufio.NewReadWriter(bufio.NewReaderSize(nc, 16), bufio.NewWriterSize(nc, 16)), nil
-}
-
-// ahead is a connection of which some bytes have been read.
-type ahead struct {
-	net.Conn
-	rest []byte
-}
-
-func (a *ahead) Read(p []byte) (int, error) {
-	if len(a.rest) > 0 {
-		n := copy(p, a.rest)
-		a.rest = a.rest[n:]
-		return n, nil
-	}
-	return a.Conn.Read(p)
-}
-
-// CloseWrite half-closes where the connection can.
-func (a *ahead) CloseWrite() error {
-	if hc, ok := a.Conn.(interface{ CloseWrite() error }); ok {
-		return hc.CloseWrite()
-	}
-	return nil
-}
-
-// watcher reads one byte ahead while a handler waits.
-type watcher struct {
-	done    chan struct{}
-	stopped atomic.Bool
-}
-
-// WatchDisconnect implements DisconnectWatcher.
-func (w *response) WatchDisconnect(abort func()) {
-	c := w.c
-	if w.watch != nil || c.hijacked || c.rd.buf != nil && c.rd.buffered() > 0 {
-		return
-	}
-	if w.body != nil && !w.body.read() {
-		return
-	}
-	wt := &watcher{done: make(chan struct{})}
-	w.watch = wt
-	_ = c.nc.SetReadDeadline(time.Time{})
-	go func() { // stopWatch waits for it
-		defer close(wt.done)
-		n, err := c.nc.Read(c.first[:])
-		if n == 1 {
-			c.rd.acquire()
-			c.rd.buf.b[0], c.rd.r, c.rd.w = c.first[0], 0, 1
-			return
-		}
-		if err != nil && !wt.stopped.Load() {
-			abort()
-		}
-	}()
-}
-
-func (w *response) stopWatch() {
-	if w.watch == nil {
-		return
-	}
-	w.watch.stopped.Store(true)
-	_ = w.c.nc.SetReadDeadline(aLongTimeAgo)
-	<-w.watch.done
-	w.watch = nil
-	w.c.deadline = time.Time{}
-	_ = w.c.nc.SetReadDeadline(time.Time{})
 }
