@@ -13,9 +13,15 @@ import (
 
 // Flags registers a flag for every key. The flags only collect what was given: Load
 // parses it, so that a wrong value reads the same wherever it came from.
-func Flags(fs *pflag.FlagSet) {
+func Flags(fs *pflag.FlagSet) { FlagsFor(fs, func(Key) bool { return true }) }
+
+// FlagsFor is Flags for the keys that want picks.
+func FlagsFor(fs *pflag.FlagSet, want func(Key) bool) {
 	def := Default()
 	for _, k := range Keys() {
+		if !want(k) {
+			continue
+		}
 		fs.Var(&collected{key: k}, k.Flag(), k.Usage)
 		f := fs.Lookup(k.Flag())
 		f.DefValue = strings.Join(entries(k.get(&def)), ",")
@@ -157,4 +163,25 @@ func (l *loader) flags(set *pflag.FlagSet) {
 			l.apply(c.key, c.values, Problem{Path: "--" + f.Name}, "flag --"+f.Name)
 		}
 	})
+}
+
+// UnknownEnv lists variables that begin with EGRESSD_ and belong to no key, for a
+// warning: orchestrators set some of their own, so they are no error.
+func UnknownEnv(env []string) []string {
+	known := map[string]bool{}
+	for _, k := range Keys() {
+		known[k.Env()] = true
+	}
+	for _, name := range []string{"CONFIG", "ADDR", "TOKEN", "TEAM"} {
+		known["EGRESSD_"+name] = true
+	}
+	var out []string
+	for _, kv := range env {
+		name, _, _ := strings.Cut(kv, "=")
+		if strings.HasPrefix(name, "EGRESSD_") && !known[name] {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
 }

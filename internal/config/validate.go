@@ -142,7 +142,7 @@ func (c *Config) checkNumbers(bad func(string, string, ...any)) {
 		v      time.Duration
 		lo, hi time.Duration
 	}{
-		{"intercept.leafTTL", c.Intercept.LeafTTL, time.Minute, 397 * 24 * time.Hour},
+		{"intercept.leafTTL", c.Intercept.LeafTTL, time.Minute, 7 * 24 * time.Hour},
 		{"upstream.dialTimeout", c.Upstream.DialTimeout, time.Millisecond, 10 * time.Minute},
 		{"upstream.responseHeaderTimeout", c.Upstream.ResponseHeaderTimeout, 0, 24 * time.Hour},
 		{"limits.handshakeTimeout", c.Limits.HandshakeTimeout, time.Millisecond, 10 * time.Minute},
