@@ -127,23 +127,28 @@ func (d schemaDoc) keyword(path string, schema map[string]any, keyword string, a
 			}
 		}
 	case "additionalProperties":
-		properties, _ := schema["properties"].(map[string]any)
-		for k, e := range obj {
-			s, known := properties[k].(map[string]any)
-			if !known {
-				if s, known = arg.(map[string]any); !known {
-					return fmt.Errorf("%s.%s is not documented", path, k)
-				}
-			}
-			if err := d.check(path+"."+k, s, e); err != nil {
-				return err
-			}
-		}
+		return d.members(path, schema, arg, obj)
 	default:
 		return fmt.Errorf("%s: keyword %s is not known to this test", path, keyword)
 	}
 	if keyword == "properties" && isObj && schema["additionalProperties"] == nil {
 		return fmt.Errorf("%s: open object", path)
+	}
+	return nil
+}
+
+func (d schemaDoc) members(path string, schema map[string]any, rest any, obj map[string]any) error {
+	properties, _ := schema["properties"].(map[string]any)
+	for k, e := range obj {
+		s, known := properties[k].(map[string]any)
+		if !known {
+			if s, known = rest.(map[string]any); !known {
+				return fmt.Errorf("%s.%s is not documented", path, k)
+			}
+		}
+		if err := d.check(path+"."+k, s, e); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -143,7 +143,7 @@ func (s *Server) bounded(h http.Handler) *http.Server {
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               maxHeaderBytes,
 		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     log.New(connLog{s.opt.Log}, "", 0),
+		ErrorLog:                     log.New(connLog{s.opt.Log}, "", 0), //nolint:forbidigo // net/http takes no other; it ends in zap
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -217,6 +218,11 @@ func TestKeysThatABoundTemplateNeeds(t *testing.T) {
 			}
 		})
 	}
+	r.world.bind(DefaultTeam, "later", "token")
+	r.do("POST", at0, headers("later", "other", "x")).want(t, 422, CodeUnprocessable, ReasonMissingKeys)
+	if s := into[Source](t, r.do("POST", at0, headers("later", "token", "x")).want(t, 201, "", "")); s.ReferenceCount != 1 {
+		t.Errorf("%+v", s)
+	}
 	if s := into[Source](t, r.do("GET", at0+"/gh", nil)); s.CurrentVersion != 2 {
 		t.Errorf("a refused write made a version: %+v", s)
 	}
@@ -385,4 +391,29 @@ func TestHealthTellsOfExpiry(t *testing.T) {
 	if got := healthNow(m, time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)); got != "expired on 2026-01-02" {
 		t.Errorf("health %q", got)
 	}
+}
+
+func FuzzListQuery(f *testing.F) {
+	now := time.Now()
+	all := []store.Meta{{Name: "a", UpdatedAt: now}, {Name: "b", CreatedAt: now}, {Name: "c", Labels: map[string]string{"k": "v"}}}
+	l := listing{order: "name", shape: shapeOf(url.Values{}), size: 1}
+	_, next := l.page(slices.Clone(all))
+	f.Add("pageSize=1&pageToken=" + next)
+	f.Add("label=k:v&order_by=-updatedAt&status=active&search=%ff")
+	f.Fuzz(func(t *testing.T, raw string) {
+		q, err := url.ParseQuery(raw)
+		if err != nil {
+			return
+		}
+		l, fail := parseListing(q)
+		if fail != nil {
+			if b := string(encode(fail.body)); len(q.Get("pageToken")) > 12 && strings.Contains(b, q.Get("pageToken")) {
+				t.Errorf("the answer repeats the token: %s", b)
+			}
+			return
+		}
+		if page, _ := l.page(slices.Clone(all)); len(page) > len(all) || l.size > 0 && len(page) > l.size {
+			t.Errorf("%d of %d, page size %d", len(page), len(all), l.size)
+		}
+	})
 }

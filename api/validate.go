@@ -80,7 +80,7 @@ func checkExpiry(bad fields, path string, t *time.Time) {
 	}
 }
 
-// laterKinds are those that api.md names and this build does not have.
+// laterKind says whether the API is going to have a kind of this name.
 func laterKind(name string) bool {
 	switch name {
 	case "api_key_issuer", "issued_api_key", "oauth2_client_credentials", "oauth2_refresh_token", "github_app", "aws_sts", "gcp_service_account":
