@@ -1,0 +1,44 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync/atomic"
+)
+
+// errClientBody marks an error that came from the sandbox's side of a request body.
+var errClientBody = errors.New("request body")
+
+// bodyCounter counts what was read of a request body and marks its errors.
+type bodyCounter struct {
+	io.ReadCloser
+	n atomic.Int64
+}
+
+// countBody wraps r.Body; nil when there is none.
+func countBody(r *http.Request) *bodyCounter {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	b := &bodyCounter{ReadCloser: r.Body}
+	r.Body = b
+	return b
+}
+
+func (b *bodyCounter) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.n.Add(int64(n))
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("%w: %w", errClientBody, err)
+	}
+	return n, err
+}
+
+func (b *bodyCounter) count() int64 {
+	if b == nil {
+		return 0
+	}
+	return b.n.Load()
+}

@@ -1,0 +1,106 @@
+package proxy
+
+import (
+	"net/http"
+	"strconv"
+
+	"github.com/egressd/egressd/policy"
+)
+
+// refusal is an answer of egressd's own. code goes to the client, reason and rule
+// only to the operator (RFC 9457 for the body).
+type refusal struct {
+	status int
+	code   string // closed set: X-Egressd-Error and the metrics label
+	rule   string
+	detail string // operator's log only
+	close  bool   // end the connection after the answer
+}
+
+// Codes of X-Egressd-Error. The list is closed: it is a metrics label.
+const (
+	codePolicyDenied    = "policy_denied"
+	codePlaintext       = "plaintext_credential_refused"
+	codeProtocol        = "protocol_not_allowed"
+	codeMisdirected     = "misdirected_request"
+	codeBadRequest      = "bad_request"
+	codeBadPath         = "bad_path"
+	codeMethod          = "method_not_allowed"
+	codeAuthRequired    = "proxy_authentication_required"
+	codeBackoff         = "too_many_failures"
+	codeLimit           = "connection_limit"
+	codeForbiddenAddr   = "forbidden_address"
+	codeNoSuchHost      = "no_such_host"
+	codeDNS             = "dns_failure"
+	codeDial            = "upstream_unreachable"
+	codeUpstreamTLS     = "upstream_tls_failed"
+	codeUpstream        = "upstream_failed"
+	codeUpstreamTimeout = "upstream_timeout"
+	codeInternal        = "internal_error"
+	codeNoPolicy        = "no_policy"
+	codeShutdown        = "shutting_down"
+)
+
+func denied(d policy.Decision) *refusal {
+	r := &refusal{status: http.StatusForbidden, code: codePolicyDenied, rule: d.Rule, detail: d.Reason.String()}
+	switch d.Reason {
+	case policy.ReasonPlaintextCredential:
+		r.code = codePlaintext
+	case policy.ReasonUnknownProtocol, policy.ReasonNeedsInspection:
+		r.code = codeProtocol
+	}
+	return r
+}
+
+const problemType = "application/problem+json"
+
+// problemBody is the fixed shape of every refusal: nothing in it but the code and
+// the request id depends on the request.
+func problemBody(status int, code, requestID string) []byte {
+	b := make([]byte, 0, 192)
+	b = append(b, `{"type":"about:blank","title":"`...)
+	b = append(b, http.StatusText(status)...)
+	b = append(b, `","status":`...)
+	b = strconv.AppendInt(b, int64(status), 10)
+	b = append(b, `,"code":"`...)
+	b = append(b, code...)
+	b = append(b, `","request_id":"`...)
+	b = append(b, requestID...)
+	return append(b, "\"}\n"...)
+}
+
+func (r *refusal) write(w http.ResponseWriter, requestID string) int {
+	body := problemBody(r.status, r.code, requestID)
+	h := w.Header()
+	h["Content-Type"] = []string{problemType}
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	h["Cache-Control"] = []string{"no-store"}
+	h["X-Egressd-Error"] = []string{r.code}
+	h["X-Request-Id"] = []string{requestID}
+	if r.status == http.StatusProxyAuthRequired {
+		h["Proxy-Authenticate"] = []string{`Basic realm="egressd"`}
+	}
+	if r.close {
+		h["Connection"] = []string{"close"}
+	}
+	w.WriteHeader(r.status)
+	_, _ = w.Write(body) // the client may be gone: nothing to do about it
+	return len(body)
+}
+
+// raw is the same answer for a hijacked connection.
+func (r *refusal) raw(requestID string) []byte {
+	body := problemBody(r.status, r.code, requestID)
+	b := make([]byte, 0, 512)
+	b = append(b, "HTTP/1.1 "...)
+	b = strconv.AppendInt(b, int64(r.status), 10)
+	b = append(b, ' ')
+	b = append(b, http.StatusText(r.status)...)
+	b = append(b, "\r\nContent-Type: "+problemType+"\r\nContent-Length: "...)
+	b = strconv.AppendInt(b, int64(len(body)), 10)
+	if r.status == http.StatusProxyAuthRequired {
+		b = append(b, "\r\nProxy-Authenticate: Basic realm=\"egressd\""...)
+	}
+	b = append(b, "\r\nX-Egressd-Error: "+r.code+"\r\nX-Request-Id: "+requestID+"\r\nConnection: close\r\n\r\n"...)
+	return append(b, body...)
+}

@@ -1,0 +1,259 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/egressd/egressd/internal/netguard"
+	"github.com/egressd/egressd/internal/sniff"
+	"github.com/egressd/egressd/policy"
+)
+
+// maxHello bounds a ClientHello; post-quantum ones reach 4 KiB.
+const maxHello = 64 << 10
+
+// TLS alerts that refuse a ClientHello without answering it (RFC 8446 section 6).
+var (
+	alertUnrecognizedName = [7]byte{21, 3, 3, 0, 2, 2, 112}
+	alertAccessDenied     = [7]byte{21, 3, 3, 0, 2, 2, 49}
+	alertDecodeError      = [7]byte{21, 3, 3, 0, 2, 2, 50}
+	alertInternalError    = [7]byte{21, 3, 3, 0, 2, 2, 80}
+)
+
+// dispatch looks at the first bytes of a tunnel, decides, and hands over. It owns
+// t.conn and returns when the tunnel is over.
+func (s *Server) dispatch(ctx context.Context, t *tunnel) {
+	defer func() { _ = t.conn.Close() }()
+	defer s.recovered("tunnel")
+	b, err := t.sess.bind()
+	if err != nil {
+		return // the sandbox is gone since CONNECT was answered
+	}
+	prefix, proto, err := s.sniff(ctx, t, b)
+	if err != nil {
+		s.closeTunnel(t, prefix, proto, &refusal{status: http.StatusForbidden, code: codeProtocol, detail: err.Error()})
+		return
+	}
+	f := policy.Flow{Sandbox: b.sandbox, Host: t.dest.host, Port: t.dest.port, Addr: t.dest.ip, Protocol: proto}
+	if proto == policy.TLS {
+		if ref := s.checkHello(t, &prefix); ref != nil {
+			s.closeTunnel(t, prefix, proto, ref)
+			return
+		}
+	}
+	dec, addrs, ref := s.decide(ctx, b, &f)
+	if ref == nil && dec.Action == policy.Deny {
+		ref = denied(dec)
+	}
+	if ref != nil {
+		s.closeTunnel(t, prefix, proto, ref)
+		return
+	}
+	switch {
+	case dec.Action == policy.Pass:
+		s.relay(ctx, t, b, f, dec, addrs, prefix)
+	case proto == policy.TLS:
+		s.intercept(ctx, t, prefix)
+	case proto == policy.HTTP:
+		t.conn = &replayConn{Conn: t.conn, t: t, prefix: prefix}
+		s.requests.serveTunnel(t)
+	default:
+		s.closeTunnel(t, prefix, proto, &refusal{status: http.StatusForbidden, code: codeProtocol, rule: dec.Rule})
+	}
+}
+
+var errSilent = errors.New("the client sent nothing that a rule there could carry")
+
+// sniff reads until the protocol is known. A tunnel that a rule lets carry anything
+// need not speak first; any other that stays silent is closed.
+func (s *Server) sniff(ctx context.Context, t *tunnel, b *bound) ([]byte, policy.Protocol, error) {
+	wait, mayBeSilent := s.limits.SniffTimeout, false
+	f := policy.Flow{Sandbox: b.sandbox, Host: t.dest.host, Port: t.dest.port, Addr: t.dest.ip, Protocol: policy.Unknown}
+	if dec, _, ref := s.decide(ctx, b, &f); ref == nil && dec.Action == policy.Pass {
+		mayBeSilent, wait = true, min(wait, s.limits.ServerFirstDelay)
+	}
+	deadline := time.Now().Add(wait)
+	if err := t.conn.SetReadDeadline(deadline); err != nil {
+		return nil, policy.Unknown, err
+	}
+	defer func() { _ = t.conn.SetReadDeadline(time.Time{}) }()
+	buf := make([]byte, 0, 2048)
+	for {
+		n, err := t.conn.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		if n > 0 {
+			if p, decided := sniff.Detect(buf); decided {
+				return buf, protocolOf(p), nil
+			}
+			if len(buf) == cap(buf) {
+				return buf, policy.Unknown, nil
+			}
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded) && (mayBeSilent || len(buf) > 0):
+			if mayBeSilent {
+				return buf, policy.Unknown, nil
+			}
+			return buf, policy.Unknown, errSilent
+		default:
+			return buf, policy.Unknown, err
+		}
+	}
+}
+
+func protocolOf(p sniff.Protocol) policy.Protocol {
+	switch p {
+	case sniff.HTTP:
+		return policy.HTTP
+	case sniff.TLS:
+		return policy.TLS
+	case sniff.SSH:
+		return policy.SSH
+	default: // an HTTP/2 preface in clear is no protocol that a rule permits yet
+		return policy.Unknown
+	}
+}
+
+// checkHello completes the ClientHello in prefix and compares its server name with
+// the tunnel's destination. Both must be the same name; only an address that the
+// client asked for by itself may come without one.
+func (s *Server) checkHello(t *tunnel, prefix *[]byte) *refusal {
+	hello, err := s.readHello(t, prefix)
+	if err != nil {
+		return &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "ClientHello: " + err.Error()}
+	}
+	if hello.ServerName == "" {
+		if t.dest.ip.IsValid() {
+			return nil
+		}
+		return &refusal{status: http.StatusMisdirectedRequest, code: codeMisdirected, detail: "no SNI towards a name"}
+	}
+	name, err := policy.CanonicalHost(hello.ServerName)
+	if err != nil || name != t.dest.host || t.dest.ip.IsValid() {
+		return &refusal{status: http.StatusMisdirectedRequest, code: codeMisdirected, detail: "SNI differs from the tunnel's destination"}
+	}
+	return nil
+}
+
+func (s *Server) readHello(t *tunnel, prefix *[]byte) (sniff.Hello, error) {
+	if err := t.conn.SetReadDeadline(time.Now().Add(s.limits.SniffTimeout)); err != nil {
+		return sniff.Hello{}, err
+	}
+	defer func() { _ = t.conn.SetReadDeadline(time.Time{}) }()
+	for {
+		hello, err := sniff.ParseClientHello(*prefix)
+		if !errors.Is(err, sniff.ErrIncomplete) {
+			return hello, err
+		}
+		if len(*prefix) >= maxHello {
+			return hello, errors.New("longer than 64 KiB")
+		}
+		if len(*prefix) == cap(*prefix) {
+			grown := make([]byte, len(*prefix), 2*cap(*prefix))
+			copy(grown, *prefix)
+			*prefix = grown
+		}
+		n, err := t.conn.Read((*prefix)[len(*prefix):cap(*prefix)])
+		*prefix = (*prefix)[:len(*prefix)+n]
+		if err != nil && n == 0 {
+			return hello, err
+		}
+	}
+}
+
+// closeTunnel refuses what was sniffed, in the protocol's own words where it has some.
+func (s *Server) closeTunnel(t *tunnel, prefix []byte, proto policy.Protocol, ref *refusal) {
+	x := t.begin(s)
+	x.dest = t.dest
+	x.protocol = protocolName(proto)
+	var answer []byte
+	switch {
+	case proto == policy.TLS && ref.code == codeMisdirected:
+		answer = alertUnrecognizedName[:]
+	case proto == policy.TLS && ref.code == codeBadRequest:
+		answer = alertDecodeError[:]
+	case proto == policy.TLS && ref.status >= http.StatusInternalServerError:
+		answer = alertInternalError[:]
+	case proto == policy.TLS:
+		answer = alertAccessDenied[:]
+	case proto == policy.HTTP:
+		answer = ref.raw(x.id)
+	}
+	if len(answer) > 0 && t.conn.SetWriteDeadline(time.Now().Add(s.limits.SniffTimeout)) == nil {
+		_, _ = t.conn.Write(answer)
+	}
+	_ = t.conn.Close()
+	x.bytesIn = int64(len(prefix))
+	x.refused(ref, int64(len(answer)))
+}
+
+func protocolName(p policy.Protocol) string {
+	switch p {
+	case policy.HTTP:
+		return "http"
+	case policy.TLS:
+		return "tls"
+	case policy.SSH:
+		return "ssh"
+	default:
+		return "unknown"
+	}
+}
+
+// decide asks the policy; where the answer depends on the address it resolves the
+// name first. The addresses returned are the ones that the decision holds for: dial
+// no other. They are nil when the decision does not depend on them.
+func (s *Server) decide(ctx context.Context, b *bound, f *policy.Flow) (policy.Decision, []netip.Addr, *refusal) {
+	dec := b.rules.Policy.Decide(f)
+	if !dec.NeedAddr {
+		return dec, nil, nil
+	}
+	all, err := s.guard.Lookup(ctx, f.Host)
+	if err != nil {
+		return policy.Decision{}, nil, dialRefusal(err)
+	}
+	var first policy.Decision
+	var addrs []netip.Addr
+	for _, a := range all {
+		f.Addr = a
+		d := b.rules.Policy.Decide(f)
+		if len(addrs) == 0 {
+			first = d
+		}
+		// Addresses that the policy treats otherwise than the first allowed one are left out.
+		if d.Action != policy.Deny && !d.NeedAddr && (len(addrs) == 0 || d == first) {
+			addrs = append(addrs, a)
+		}
+	}
+	if len(addrs) > 0 {
+		f.Addr = addrs[0]
+	}
+	return first, addrs, nil
+}
+
+// dialRefusal puts an error of lookup, dial or upstream handshake into words for the client.
+func dialRefusal(err error) *refusal {
+	r := &refusal{status: http.StatusBadGateway, code: codeDial, detail: err.Error()}
+	var ne net.Error
+	switch {
+	case errors.Is(err, netguard.ErrForbiddenAddress):
+		r.status, r.code = http.StatusForbidden, codeForbiddenAddr
+	case errors.Is(err, netguard.ErrBadName):
+		r.status, r.code = http.StatusBadRequest, codeBadRequest
+	case errors.Is(err, netguard.ErrNoSuchHost):
+		r.code = codeNoSuchHost
+	case errors.Is(err, netguard.ErrLookup):
+		r.code = codeDNS
+	case errors.Is(err, errUpstreamTLS):
+		r.code = codeUpstreamTLS
+	case errors.As(err, &ne) && ne.Timeout():
+		r.status, r.code = http.StatusGatewayTimeout, codeUpstreamTimeout
+	}
+	return r
+}

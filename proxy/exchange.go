@@ -1,0 +1,298 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/egressd/egressd/inject"
+	"github.com/egressd/egressd/internal/h1"
+	"github.com/egressd/egressd/policy"
+)
+
+// ServeTunnelRequest answers one request that came out of a tunnel: intercepted TLS
+// (HTTP/1.1 or h2) or cleartext after CONNECT.
+func (s *Server) serveInTunnel(w http.ResponseWriter, r *http.Request) {
+	t := tunnelOf(r.Context())
+	x := t.begin(s)
+	x.method = r.Method
+	b, err := t.sess.bind()
+	if err != nil {
+		x.refuse(w, &refusal{status: http.StatusForbidden, code: codePolicyDenied, detail: err.Error(), close: true})
+		return
+	}
+	if s.isDraining() {
+		w.Header()["Connection"] = []string{"close"}
+	}
+	s.exchange(w, r, t, x, b)
+}
+
+// plan is what a decided request leaves with.
+type plan struct {
+	key       poolKey
+	target    string // origin-form, as it is sent
+	authority string
+	websocket bool
+	trailers  bool               // grpc: trailers pass both ways
+	cred      *inject.Projection // what was projected, for the pool
+	cert      *inject.Projection // offered when the origin asks
+}
+
+// exchange decides one request by one ruleset, projects, forwards and records.
+func (s *Server) exchange(w http.ResponseWriter, r *http.Request, t *tunnel, x *record, b *bound) {
+	p, ref := s.plan(r, t, x, b)
+	if ref != nil {
+		x.refuse(w, ref)
+		return
+	}
+	defer x.finish()
+	s.forward(w, r, x, p)
+}
+
+// plan checks what the request claims, decides, and prepares r.Header to be sent.
+func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) (*plan, *refusal) {
+	p := &plan{authority: x.dest.authority(t.tls)}
+	if !x.dest.matches(r.Host, p.authority, t.tls) {
+		return nil, &refusal{status: http.StatusMisdirectedRequest, code: codeMisdirected, detail: "dest_mismatch: Host or :authority differs from the tunnel's destination", close: true}
+	}
+	switch r.Method {
+	case http.MethodTrace, http.MethodConnect, "TRACK":
+		return nil, &refusal{status: http.StatusMethodNotAllowed, code: codeMethod}
+	}
+	path, query, ok := splitTarget(r.RequestURI)
+	if !ok {
+		return nil, &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "request target"}
+	}
+	f := &x.flow
+	*f = policy.Flow{Sandbox: b.sandbox, Host: x.dest.host, Port: x.dest.port, Addr: x.dest.ip, Protocol: policy.HTTP,
+		Request: true, Method: r.Method, Path: path, RawQuery: query, Header: r.Header}
+	x.protocol = "http"
+	if t.tls {
+		f.Protocol, x.protocol = policy.TLS, "https"
+	}
+	if b.rules.Policy.LooksAtPaths(f) {
+		c, err := policy.CanonicalPath(path)
+		if err != nil {
+			return nil, &refusal{status: http.StatusBadRequest, code: codeBadPath, detail: err.Error()}
+		}
+		path, f.Path = c, c // what was matched is what is sent
+	}
+	x.path = path
+	dec, addrs, ref := s.decide(r.Context(), b, f)
+	x.decision = dec
+	switch {
+	case ref != nil:
+		return nil, ref
+	case dec.Action == policy.Deny:
+		return nil, denied(dec)
+	case dec.Action == policy.Pass:
+		// A rule-less request inside a connection that is served anyway (cleartext, or a
+		// ruleset that has changed since): it is carried without a credential.
+		x.decision.Credential, x.decision.ClientCert = nil, nil
+	}
+	p.key = poolKey{sandbox: b.sandbox.ID, team: b.sandbox.Team, dest: x.dest, tls: t.tls}
+	if len(addrs) > 0 {
+		p.key.addr = addrs[0] // the decision holds for this address: dial no other
+	}
+	if b.rules.Policy.LooksAtMethods(f) {
+		for _, k := range methodOverrides {
+			delete(r.Header, k)
+		}
+	}
+	var te bool
+	p.websocket, te = cleanRequest(r.Header)
+	if p.trailers = te && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc"); p.trailers {
+		r.Header["Te"] = []string{"trailers"}
+	}
+	query, ref = s.project(r, x, p, b, query)
+	if ref != nil {
+		return nil, ref
+	}
+	p.target = path
+	if query != "" || strings.HasSuffix(r.RequestURI, "?") {
+		p.target += "?" + query
+	}
+	return p, nil
+}
+
+// project resolves what the decision bound and puts it into r.Header. The sandbox's
+// own credentials go first, also when resolving fails and the rule is fail-open.
+func (s *Server) project(r *http.Request, x *record, p *plan, b *bound, query string) (string, *refusal) {
+	if rule := x.decision.ClientCert; rule != nil {
+		pr, err := b.rules.Injectors.Injector(rule).Resolve(r.Context(), x.dest.host, x.dest.port)
+		switch {
+		case err == nil:
+			x.cert, p.cert = pr, pr
+			p.key.cert = pr.ID
+		case rule.FailOpen:
+			x.skipped = resolveCode(err)
+		default:
+			return query, unresolved(rule, err)
+		}
+	}
+	if x.decision.StripClientAuth {
+		inject.StripClientAuth(r.Header)
+		query = inject.StripQueryAuth(query)
+	}
+	rule := x.decision.Credential
+	if rule == nil {
+		return query, nil
+	}
+	pr, err := b.rules.Injectors.Injector(rule).Resolve(r.Context(), x.dest.host, x.dest.port)
+	if err != nil {
+		if !rule.FailOpen {
+			return query, unresolved(rule, err)
+		}
+		x.skipped = resolveCode(err)
+		return query, nil
+	}
+	pr.Apply(r.Header, rule.KeepClientAuth)
+	x.source, p.cred = pr, pr
+	p.key.cred = pr.ID
+	return query, nil
+}
+
+func resolveCode(err error) string {
+	var ie *inject.Error
+	if errors.As(err, &ie) {
+		return ie.Code
+	}
+	return codeInternal
+}
+
+func unresolved(rule *policy.CredentialRule, err error) *refusal {
+	status := http.StatusServiceUnavailable
+	code := resolveCode(err)
+	if code == inject.CodeDestinationNotAllowed {
+		status = http.StatusForbidden
+	}
+	return &refusal{status: status, code: code, rule: rule.Name, detail: err.Error()}
+}
+
+// splitTarget takes an origin-form target apart without decoding.
+func splitTarget(target string) (path, query string, ok bool) {
+	if target == "" || target[0] != '/' || strings.HasPrefix(target, "//") {
+		return "", "", false
+	}
+	for i := range len(target) {
+		if c := target[i]; c <= ' ' || c >= 0x7f || c == '#' || c == '\\' {
+			return "", "", false
+		}
+	}
+	path, query, _ = strings.Cut(target, "?")
+	return path, query, true
+}
+
+// forward sends the request and copies the answer back.
+func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *plan) {
+	body := countBody(r)
+	if !p.trailers {
+		r.Trailer = nil
+	}
+	resp, err := s.upstream.roundTrip(w, r, p)
+	if err != nil {
+		x.bytesIn = body.count()
+		s.upstreamError(w, r, x, err)
+		return
+	}
+	defer func() { _ = resp.Body.Close() }()
+	keep := x.decision.Credential != nil && x.decision.Credential.KeepClientAuth
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		s.upgrade(w, resp, x)
+		return
+	}
+	if !cleanResponse(resp.Header, x.source != nil || x.cert != nil, keep) {
+		s.upstreamError(w, r, x, errors.New("several Content-Length values"))
+		return
+	}
+	x.status = resp.StatusCode
+	h := w.Header()
+	for k, v := range resp.Header {
+		h[k] = v
+	}
+	w.WriteHeader(resp.StatusCode)
+	x.bytesOut, err = copyBody(w, resp, r.ProtoMajor == 2)
+	x.bytesIn = body.count()
+	if err != nil {
+		x.outcome, x.detail = outcomeAborted, "body: "+err.Error()
+		panic(http.ErrAbortHandler) // never a clean end to a truncated answer
+	}
+	for k, v := range resp.Trailer {
+		h[http.TrailerPrefix+k] = v
+	}
+}
+
+// interim passes 1xx answers on; net/http and h1 both send the header map as it is.
+func interim(w http.ResponseWriter, status int, in http.Header) {
+	if status == http.StatusContinue || status == http.StatusSwitchingProtocols {
+		return // 100 is answered by our own server, when the body is first read
+	}
+	cleanResponse(in, true, false)
+	h := w.Header()
+	for k, v := range in {
+		h[k] = v
+	}
+	w.WriteHeader(status)
+	clear(h)
+}
+
+func (s *Server) upstreamError(w http.ResponseWriter, r *http.Request, x *record, err error) {
+	var pe *h1.ProtocolError
+	var ref *refusal
+	switch {
+	case r.Context().Err() != nil, errors.Is(err, errClientGone):
+		x.outcome, x.detail = outcomeAborted, "the client went away"
+		panic(http.ErrAbortHandler)
+	case errors.Is(err, errClientBody) && errors.As(err, &pe):
+		ref = &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: pe.Reason, close: true}
+	case errors.Is(err, errUpstreamResponse):
+		ref = &refusal{status: http.StatusBadGateway, code: codeUpstream, detail: err.Error()}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			ref.status, ref.code = http.StatusGatewayTimeout, codeUpstreamTimeout
+		}
+	default:
+		ref = dialRefusal(err)
+	}
+	x.bytesOut = int64(ref.write(w, x.id))
+	x.status, x.code, x.detail, x.outcome = ref.status, ref.code, ref.detail, outcomeError
+	if ref.status < http.StatusInternalServerError {
+		x.outcome = outcomeDenied
+	}
+	s.metrics.refusals.WithLabelValues(ref.code).Inc()
+}
+
+type copyBuffer [32 << 10]byte
+
+// buffers are shared by all copies; nothing of a sandbox's bytes is read from one
+// before it was written by the same copy.
+var buffers = sync.Pool{New: func() any { return new(copyBuffer) }}
+
+// copyBody passes every read on at once: a stream of any content type is never held
+// back, and an answer that came in one piece leaves in one piece.
+func copyBody(w http.ResponseWriter, resp *http.Response, h2 bool) (int64, error) {
+	buf, _ := buffers.Get().(*copyBuffer)
+	defer buffers.Put(buf)
+	flusher, _ := w.(http.Flusher)
+	var total int64
+	for {
+		n, err := resp.Body.Read(buf[:])
+		if n > 0 {
+			if _, werr := w.Write(buf[:n]); werr != nil {
+				return total, werr
+			}
+			total += int64(n)
+			if flusher != nil && err == nil && total != resp.ContentLength && (h2 || resp.ContentLength >= 0) {
+				flusher.Flush()
+			}
+		}
+		if err == io.EOF {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+	}
+}

@@ -1,0 +1,151 @@
+package proxy
+
+import (
+	"io"
+	"sync"
+)
+
+// registry knows every open client connection: how many there are, whose they are,
+// and which relays a new ruleset must be asked about.
+type registry struct {
+	mu         sync.Mutex
+	max        int
+	maxSandbox int
+	slots      int
+	open       map[*entry]struct{}
+	perSandbox map[string]int
+}
+
+// entry is one open client connection.
+type entry struct {
+	reg     *registry
+	tunnel  *tunnel
+	sandbox string
+	allowed func(*Ruleset) bool // nil: nothing that outlives a request
+	far     io.Closer           // upstream side of a relay
+}
+
+func newRegistry(maxConns, maxSandbox int) *registry {
+	return &registry{max: maxConns, maxSandbox: maxSandbox, open: map[*entry]struct{}{}, perSandbox: map[string]int{}}
+}
+
+// reserve takes a slot before anything is spent on a connection.
+func (r *registry) reserve() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.slots >= r.max {
+		return false
+	}
+	r.slots++
+	return true
+}
+
+func (r *registry) release() {
+	r.mu.Lock()
+	r.slots--
+	r.mu.Unlock()
+}
+
+// add registers a connection. Until its client is identified it counts for its
+// address, so that one address cannot take every slot without an identity.
+func (r *registry) add(t *tunnel) (*entry, bool) {
+	e := &entry{reg: r, tunnel: t}
+	r.mu.Lock()
+	r.open[e] = struct{}{}
+	r.mu.Unlock()
+	return e, r.bind(e, "address "+t.sess.claims.addr.String())
+}
+
+func (r *registry) remove(e *entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.open, e)
+	r.unbind(e)
+}
+
+func (r *registry) unbind(e *entry) {
+	if e.sandbox == "" {
+		return
+	}
+	if r.perSandbox[e.sandbox]--; r.perSandbox[e.sandbox] <= 0 {
+		delete(r.perSandbox, e.sandbox)
+	}
+	e.sandbox = ""
+}
+
+// bind counts the connection for its sandbox; false when the sandbox has too many.
+func (r *registry) bind(e *entry, sandbox string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e.sandbox == sandbox {
+		return true
+	}
+	if r.perSandbox[sandbox] >= r.maxSandbox {
+		return false
+	}
+	r.unbind(e)
+	e.sandbox = sandbox
+	r.perSandbox[sandbox]++
+	return true
+}
+
+// watch makes recheck ask allowed and close both sides when it says no. The ruleset
+// may have changed between the decision and this call, so it is asked at once.
+func (e *entry) watch(allowed func(*Ruleset) bool, far io.Closer) {
+	e.reg.mu.Lock()
+	e.allowed, e.far = allowed, far
+	e.reg.mu.Unlock()
+	if rules := e.tunnel.srv.rules.Load(); rules == nil || !allowed(rules) {
+		e.cut()
+	}
+}
+
+func (e *entry) unwatch() {
+	e.reg.mu.Lock()
+	e.allowed, e.far = nil, nil
+	e.reg.mu.Unlock()
+}
+
+func (e *entry) cut() {
+	e.reg.mu.Lock()
+	far := e.far
+	e.reg.mu.Unlock()
+	if far != nil {
+		_ = far.Close()
+	}
+	_ = e.tunnel.raw.Close()
+}
+
+// recheck asks every relay under the new ruleset and closes those it forbids.
+func (r *registry) recheck(rules *Ruleset) {
+	type asked struct {
+		e       *entry
+		allowed func(*Ruleset) bool
+	}
+	var all []asked
+	r.mu.Lock()
+	for e := range r.open {
+		if e.allowed != nil {
+			all = append(all, asked{e, e.allowed})
+		}
+	}
+	r.mu.Unlock()
+	for _, a := range all {
+		if rules == nil || !a.allowed(rules) {
+			a.e.cut()
+		}
+	}
+}
+
+// closeAll cuts everything: the drain is over.
+func (r *registry) closeAll() {
+	var all []*entry
+	r.mu.Lock()
+	for e := range r.open {
+		all = append(all, e)
+	}
+	r.mu.Unlock()
+	for _, e := range all {
+		e.cut()
+	}
+}

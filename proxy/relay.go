@@ -1,0 +1,123 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/egressd/egressd/policy"
+)
+
+// relay carries a tunnel whose inside no rule looks at. Both sides stay bare TCP
+// connections, so that the kernel splices between them.
+func (s *Server) relay(ctx context.Context, t *tunnel, b *bound, f policy.Flow, dec policy.Decision, addrs []netip.Addr, prefix []byte) {
+	x := t.begin(s)
+	x.dest, x.protocol, x.decision, x.flow = t.dest, protocolName(f.Protocol), dec, f
+	if addrs == nil {
+		var err error
+		if addrs, err = s.guard.Lookup(ctx, t.dest.host); err != nil {
+			s.closeTunnel(t, prefix, f.Protocol, dialRefusal(err))
+			return
+		}
+	}
+	up, err := s.guard.Dial(ctx, addrs, t.dest.port)
+	if err != nil {
+		s.closeTunnel(t, prefix, f.Protocol, dialRefusal(err))
+		return
+	}
+	defer func() { _ = up.Close() }()
+	if len(prefix) > 0 {
+		if _, err := up.Write(prefix); err != nil {
+			s.closeTunnel(t, prefix, f.Protocol, dialRefusal(err))
+			return
+		}
+	}
+	f.Addr = addrOf(up)
+	t.handle.watch(func(r *Ruleset) bool { return t.stillPasses(r, f) }, up)
+	defer t.handle.unwatch()
+	s.metrics.tunnels.Inc()
+	defer s.metrics.tunnels.Dec()
+	in, out, err := pipe(t.conn, up, s.limits.IdleTimeout)
+	x.bytesIn, x.bytesOut, x.status = in+int64(len(prefix)), out, http.StatusOK
+	if err != nil {
+		x.outcome, x.detail = outcomeAborted, err.Error()
+	}
+	x.finish()
+}
+
+// stillPasses asks a new ruleset whether an open relay may stay.
+func (t *tunnel) stillPasses(r *Ruleset, f policy.Flow) bool {
+	b, err := t.sess.bindTo(r)
+	if err != nil {
+		return false
+	}
+	f.Sandbox = b.sandbox
+	return r.Policy.Decide(&f).Action == policy.Pass
+}
+
+// pipe copies both ways until both have ended, one has failed, or neither has moved
+// a byte for idle. It returns the bytes of a → b and b → a.
+func pipe(a, b net.Conn, idle time.Duration) (ab, ba int64, err error) {
+	var wg sync.WaitGroup
+	var errAB error
+	wg.Go(func() {
+		ab, errAB = copyHalf(b, a, idle)
+	})
+	ba, err = copyHalf(a, b, idle)
+	wg.Wait()
+	return ab, ba, errors.Join(errAB, err)
+}
+
+// halfCloseTimeout bounds how long one direction may go on after the other ended.
+const halfCloseTimeout = 60 * time.Second
+
+// copyHalf copies src to dst until src ends, then half-closes dst. Between *net.TCPConn
+// io.Copy is splice(2). The idle limit is coarse: the copy runs until the deadline,
+// and goes on if bytes have moved.
+func copyHalf(dst, src net.Conn, idle time.Duration) (total int64, err error) {
+	for {
+		if err = src.SetReadDeadline(time.Now().Add(idle)); err != nil {
+			break
+		}
+		var n int64
+		n, err = io.Copy(dst, onlyReader(src))
+		total += n
+		if errors.Is(err, os.ErrDeadlineExceeded) && n > 0 {
+			continue
+		}
+		break
+	}
+	if err == nil {
+		if hc, ok := dst.(interface{ CloseWrite() error }); ok {
+			err = ignoreClosed(hc.CloseWrite())
+			_ = dst.SetReadDeadline(time.Now().Add(halfCloseTimeout))
+			return total, err
+		}
+	}
+	_ = dst.Close()
+	_ = src.Close()
+	return total, ignoreClosed(err)
+}
+
+// onlyReader keeps *net.TCPConn bare for splice and hides nothing else.
+func onlyReader(c net.Conn) io.Reader { return c }
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+func addrOf(c net.Conn) netip.Addr {
+	if ta, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		return ta.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
+}

@@ -1,0 +1,118 @@
+package proxy
+
+import (
+	"net/http"
+	"strings"
+)
+
+// hopByHop are never forwarded in either direction (RFC 9110 section 7.6.1, and
+// what clients send to proxies). Upgrade is put back for a WebSocket handshake.
+var hopByHop = [...]string{
+	"Connection", "Proxy-Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+	"Proxy-Authenticate", "Proxy-Authorization", "Proxy-Authentication-Info", "Http2-Settings",
+}
+
+// pathClaims are what a sandbox may send to make an origin believe something about
+// where a request came from; egressd speaks for itself.
+var pathClaims = [...]string{
+	"Via", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port",
+	"X-Forwarded-Server", "X-Real-Ip", "Cdn-Loop", "Alt-Used",
+}
+
+var methodOverrides = [...]string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override"}
+
+// cleanRequest removes from h what must not reach an origin. It returns whether the
+// request asks for a WebSocket and whether it said "TE: trailers". Names that the
+// Connection header nominates go before anything is projected, so that no
+// nomination can remove what is projected.
+func cleanRequest(h http.Header) (websocket, teTrailers bool) {
+	if c, ok := h["Connection"]; ok {
+		upgrade := dropNominated(h, c)
+		websocket = upgrade && len(h["Upgrade"]) == 1 && strings.EqualFold(h["Upgrade"][0], "websocket")
+	}
+	for _, v := range h["Te"] {
+		if headerHasToken(v, "trailers") {
+			teTrailers = true
+		}
+	}
+	for _, k := range hopByHop {
+		delete(h, k)
+	}
+	for _, k := range pathClaims {
+		delete(h, k)
+	}
+	return websocket, teTrailers
+}
+
+// dropNominated deletes the headers that Connection names and says whether
+// "upgrade" is among the options.
+func dropNominated(h http.Header, connection []string) (upgrade bool) {
+	for _, v := range connection {
+		for opt := range strings.SplitSeq(v, ",") {
+			opt = strings.TrimSpace(opt)
+			switch {
+			case opt == "":
+			case strings.EqualFold(opt, "upgrade"):
+				upgrade = true // the header itself is in hopByHop
+			case strings.EqualFold(opt, "close"), strings.EqualFold(opt, "keep-alive"):
+			default:
+				delete(h, http.CanonicalHeaderKey(opt))
+			}
+		}
+	}
+	return upgrade
+}
+
+func headerHasToken(v, token string) bool {
+	for t := range strings.SplitSeq(v, ",") {
+		t, _, _ = strings.Cut(t, ";")
+		if strings.EqualFold(strings.TrimSpace(t), token) {
+			return true
+		}
+	}
+	return false
+}
+
+// cleanResponse removes what must not reach the sandbox. It reports false when the
+// head itself is one that no client must see (several Content-Length values: an h2
+// origin can send them and net/http passes them on).
+func cleanResponse(h http.Header, credentialed, keepClientAuth bool) bool {
+	if c, ok := h["Connection"]; ok {
+		dropNominated(h, c)
+	}
+	for _, k := range hopByHop {
+		delete(h, k)
+	}
+	delete(h, "Alt-Svc") // would steer the client to QUIC, past egressd
+	if len(h["Content-Length"]) > 1 {
+		return false
+	}
+	if !credentialed {
+		return true
+	}
+	if _, ok := h["Cache-Control"]; !ok {
+		h["Cache-Control"] = []string{"private"}
+	}
+	delete(h, "Authentication-Info")
+	if keepClientAuth {
+		return true
+	}
+	delete(h, "Set-Cookie") // a session that equals the credential
+	if vs, ok := h["Www-Authenticate"]; ok {
+		h["Www-Authenticate"] = schemesOnly(vs)
+	}
+	return true
+}
+
+// schemesOnly keeps the scheme of each challenge: its parameters can steer a client
+// to a token endpoint of the origin's choice.
+func schemesOnly(vs []string) []string {
+	out := make([]string, 0, len(vs))
+	for _, v := range vs {
+		scheme, _, _ := strings.Cut(strings.TrimSpace(v), " ")
+		if scheme != "" {
+			out = append(out, scheme)
+		}
+	}
+	return out
+}

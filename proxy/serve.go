@@ -1,0 +1,210 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/egressd/egressd/internal/h1"
+)
+
+// requestServers turn connections into requests. This is the one place that knows
+// which code parses HTTP.
+type requestServers struct {
+	s      *Server
+	edge   *h1.Server // explicit proxy: CONNECT and absolute-form
+	tunnel *h1.Server // inside a tunnel: origin-form only
+	h2     *http.Server
+	conns  *connListener
+	served sync.WaitGroup
+}
+
+func newRequestServers(s *Server) *requestServers {
+	rs := &requestServers{s: s, conns: newConnListener()}
+	base := h1.Server{
+		Limits:      h1.DefaultLimits(),
+		HeadTimeout: s.limits.HandshakeTimeout,
+		IdleTimeout: s.limits.IdleTimeout,
+		WriteStall:  s.limits.StallTimeout,
+		BodyStall:   s.limits.StallTimeout,
+		Reject:      s.rejected,
+		Panicked:    func(any) { s.metrics.panics.Inc() },
+	}
+	base.Limits.HeadBytes = s.limits.HeaderBytes
+	edge, tunnel := base, base
+	edge.AllowAbsolute, edge.AllowConnect = true, true
+	edge.Handler = http.HandlerFunc(s.serveEdgeRequest)
+	tunnel.Handler = http.HandlerFunc(s.serveInTunnel)
+	rs.edge, rs.tunnel = &edge, &tunnel
+	protos := new(http.Protocols)
+	protos.SetHTTP2(true)
+	protos.SetHTTP1(true) // net/http serves nothing else on a connection that did not negotiate h2; none arrives
+	rs.h2 = &http.Server{
+		Handler:           http.HandlerFunc(s.serveInTunnelH2),
+		Protocols:         protos,
+		MaxHeaderBytes:    s.limits.HeaderBytes,
+		IdleTimeout:       s.limits.IdleTimeout,
+		ReadHeaderTimeout: s.limits.HandshakeTimeout,
+		ErrorLog:          log.New(io.Discard, "", 0), // it would print what a sandbox sent
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: 100, MaxReadFrameSize: 16 << 10,
+			MaxReceiveBufferPerStream: 256 << 10, MaxReceiveBufferPerConnection: 1 << 20,
+			SendPingTimeout: s.limits.IdleTimeout / 2, PingTimeout: 15 * time.Second, WriteByteTimeout: s.limits.StallTimeout,
+			MaxDecoderHeaderTableSize: 4 << 10,
+		},
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if tc, ok := c.(*tls.Conn); ok {
+				if rc, ok := tc.NetConn().(*replayConn); ok {
+					return context.WithValue(ctx, tunnelKey{}, rc.t)
+				}
+			}
+			return ctx
+		},
+	}
+	rs.served.Go(func() { _ = rs.h2.Serve(rs.conns) }) // returns at shutdown
+	return rs
+}
+
+// serveEdge serves the explicit proxy's own requests until the connection ends or a
+// CONNECT takes it over.
+func (rs *requestServers) serveEdge(t *tunnel) {
+	rs.edge.ServeConn(context.WithValue(t.ctx, tunnelKey{}, t), t.drain, t.raw)
+}
+
+// serveTunnel serves HTTP/1.1 on t.conn.
+func (rs *requestServers) serveTunnel(t *tunnel) {
+	rs.tunnel.ServeConn(context.WithValue(t.ctx, tunnelKey{}, t), t.drain, t.conn)
+}
+
+// serveH2 hands a connection that negotiated h2 to net/http and waits for its end.
+func (rs *requestServers) serveH2(t *tunnel, tc *tls.Conn) {
+	rc, _ := tc.NetConn().(*replayConn)
+	rc.closed = make(chan struct{})
+	if !rs.conns.hand(tc) {
+		return
+	}
+	select {
+	case <-rc.closed:
+	case <-t.ctx.Done():
+		_ = rc.Close()
+	}
+}
+
+func (rs *requestServers) shutdown(ctx context.Context) error {
+	err := rs.h2.Shutdown(ctx)
+	_ = rs.conns.Close()
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return nil // Shutdown reports it
+	}
+	return err
+}
+
+func (rs *requestServers) close() {
+	_ = rs.h2.Close()
+	_ = rs.conns.Close()
+	rs.served.Wait()
+}
+
+// serveEdgeRequest splits an absolute URI and hands the request to goproxy, which
+// takes CONNECT over and gives all else to serveAbsolute.
+func (s *Server) serveEdgeRequest(w http.ResponseWriter, r *http.Request) {
+	t := tunnelOf(r.Context())
+	if r.Method != http.MethodConnect && r.URL.Host != "" {
+		d, ok := parseDest(r.URL.Host, schemePort(false))
+		if !ok {
+			x := t.begin(s)
+			x.method = r.Method
+			x.refuse(w, &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "authority of the absolute URI", close: true})
+			return
+		}
+		t.absolute = d
+		r.RequestURI = originForm(r.RequestURI)
+		r.URL.Scheme, r.URL.Host = "", ""
+	}
+	s.edge.ServeHTTP(w, r)
+}
+
+// originForm cuts scheme and authority off an absolute URI, keeping every other byte.
+func originForm(uri string) string {
+	_, rest, ok := strings.Cut(uri, "://")
+	if !ok {
+		return uri
+	}
+	i := strings.IndexAny(rest, "/?")
+	switch {
+	case i < 0:
+		return "/"
+	case rest[i] == '?':
+		return "/" + rest[i:]
+	default:
+		return rest[i:]
+	}
+}
+
+// serveInTunnelH2 does for h2 what the h1 server does by itself.
+func (s *Server) serveInTunnelH2(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor != 2 || tunnelOf(r.Context()) == nil || len(r.Header) > h1.DefaultLimits().Headers {
+		http.Error(w, "", http.StatusRequestHeaderFieldsTooLarge)
+		return
+	}
+	if r.ContentLength == 0 {
+		r.Body = http.NoBody
+	}
+	s.serveInTunnel(w, r)
+}
+
+// rejected records a head that the codec refused and says what to answer.
+func (s *Server) rejected(ctx context.Context, e *h1.ProtocolError) (contentType string, body []byte, header http.Header) {
+	t := tunnelOf(ctx)
+	x := t.begin(s)
+	code := codeBadRequest
+	if e.Status == http.StatusMethodNotAllowed {
+		code = codeMethod
+	}
+	body = problemBody(e.Status, code, x.id)
+	x.refused(&refusal{status: e.Status, code: code, detail: e.Reason}, int64(len(body)))
+	return problemType, body, http.Header{"X-Egressd-Error": {code}, "X-Request-Id": {x.id}}
+}
+
+// connListener feeds connections that were accepted elsewhere to an http.Server.
+type connListener struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newConnListener() *connListener {
+	return &connListener{conns: make(chan net.Conn), done: make(chan struct{})}
+}
+
+func (l *connListener) hand(c net.Conn) bool {
+	select {
+	case l.conns <- c:
+		return true
+	case <-l.done:
+		return false
+	}
+}
+
+func (l *connListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *connListener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+func (l *connListener) Addr() net.Addr { return &net.TCPAddr{} }

@@ -1,0 +1,261 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/elazarl/goproxy"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/egressd/egressd/internal/audit"
+	"github.com/egressd/egressd/internal/h1"
+)
+
+// Recorder takes one audit record per decision. Write must not keep r.
+type Recorder interface {
+	Write(r *audit.Record)
+}
+
+// LeafSource makes the certificate that egressd shows a sandbox for host.
+type LeafSource interface {
+	Leaf(host string) (*tls.Certificate, error)
+}
+
+// Guard resolves names, refuses forbidden addresses and dials only what it checked.
+type Guard interface {
+	Lookup(ctx context.Context, host string) ([]netip.Addr, error)
+	Check(addr netip.AddrPort) error
+	Dial(ctx context.Context, addrs []netip.Addr, port uint16) (net.Conn, error)
+}
+
+// Limits bound what sandboxes may hold. Zero fields take the defaults of New.
+type Limits struct {
+	Connections           int // in all; default 20,000
+	ConnectionsPerSandbox int // default 2,000
+	HeaderBytes           int // one request head; default 64 KiB
+
+	HandshakeTimeout      time.Duration // request head, TLS handshake; default 10 s
+	SniffTimeout          time.Duration // first bytes of a tunnel; default 5 s
+	ServerFirstDelay      time.Duration // silence after which a tunnel that may carry any protocol is relayed; default 300 ms
+	IdleTimeout           time.Duration // between requests and in silent tunnels; default 5 min
+	ResponseHeaderTimeout time.Duration // 0: none
+	StallTimeout          time.Duration // a body or a reader that makes no progress; default 60 s
+}
+
+// Options of New. All but Limits are required.
+type Options struct {
+	Logger   *zap.Logger
+	Audit    Recorder
+	Registry prometheus.Registerer
+	Leaves   LeafSource
+	Guard    Guard
+	Roots    *x509.CertPool // what upstream certificates are verified against
+	Limits   Limits
+}
+
+// Server is the data plane. Use publishes a ruleset; before the first one every
+// request is refused. All methods are safe for concurrent use.
+type Server struct {
+	log     *zap.Logger
+	audit   Recorder
+	metrics *metrics
+	leaves  LeafSource
+	guard   Guard
+	limits  Limits
+
+	rules    atomic.Pointer[Ruleset]
+	edge     *goproxy.ProxyHttpServer // explicit.go
+	requests *requestServers          // serve.go
+	upstream *upstream                // upstream.go
+	tlsConf  *tls.Config              // towards sandboxes
+	backoff  *backoff                 // failed proxy logins, by address
+	live     *registry                // what is open
+	ids      idSource
+
+	draining  chan struct{} // closed by Shutdown
+	drainOnce sync.Once
+	conns     sync.WaitGroup
+}
+
+// New makes a Server that refuses everything until Use.
+func New(o Options) (*Server, error) {
+	if o.Logger == nil || o.Audit == nil || o.Registry == nil || o.Leaves == nil || o.Guard == nil || o.Roots == nil {
+		return nil, errors.New("proxy: an option is missing")
+	}
+	m, err := newMetrics(o.Registry)
+	if err != nil {
+		return nil, fmt.Errorf("proxy: register metrics: %w", err)
+	}
+	s := &Server{
+		log: o.Logger, audit: o.Audit, metrics: m, leaves: o.Leaves, guard: o.Guard,
+		limits: o.Limits.withDefaults(), backoff: newBackoff(), draining: make(chan struct{}),
+	}
+	s.ids.init()
+	s.live = newRegistry(s.limits.Connections, s.limits.ConnectionsPerSandbox)
+	s.upstream = newUpstream(o.Guard, o.Roots, s.limits, m)
+	s.tlsConf = s.downstreamTLS()
+	s.edge = s.newEdge()
+	s.requests = newRequestServers(s)
+	return s, nil
+}
+
+func (l Limits) withDefaults() Limits {
+	def := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	defD := func(v *time.Duration, d time.Duration) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	def(&l.Connections, 20000)
+	def(&l.ConnectionsPerSandbox, 2000)
+	def(&l.HeaderBytes, h1.DefaultLimits().HeadBytes)
+	defD(&l.HandshakeTimeout, 10*time.Second)
+	defD(&l.SniffTimeout, 5*time.Second)
+	defD(&l.ServerFirstDelay, 300*time.Millisecond)
+	defD(&l.IdleTimeout, 5*time.Minute)
+	defD(&l.StallTimeout, time.Minute)
+	return l
+}
+
+// Use publishes r: the next request is decided by it, on connections that are open
+// already too, and relays that it would not allow are closed.
+func (s *Server) Use(r *Ruleset) {
+	s.rules.Store(r)
+	s.live.recheck(r)
+}
+
+// SourceChanged ends idle upstream connections that were opened with material of
+// this source. Requests in flight finish on theirs.
+func (s *Server) SourceChanged(team, name string) { s.upstream.closeIdleOf(team, name) }
+
+// Serve accepts explicit-proxy connections on ln until Shutdown or until ctx ends,
+// which also cuts what is open. It returns nil after Shutdown.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	drain, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	watch.Go(func() {
+		select {
+		case <-s.draining:
+		case <-drain.Done():
+		}
+		cancel()
+		_ = ln.Close()
+	})
+	var delay time.Duration
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			if s.isDraining() || ctx.Err() != nil {
+				return nil
+			}
+			var ne net.Error
+			if !errors.As(err, &ne) {
+				return fmt.Errorf("accept: %w", err)
+			}
+			delay = min(max(2*delay, 5*time.Millisecond), time.Second) // out of descriptors: wait, do not spin
+			s.log.Warn("accept failed", zap.Error(err), zap.Duration("retry_in", delay))
+			time.Sleep(delay)
+			continue
+		}
+		delay = 0
+		if !s.live.reserve() {
+			_ = c.Close()
+			s.metrics.refusals.WithLabelValues(codeLimit).Inc()
+			continue
+		}
+		s.conns.Add(1)
+		go s.serveClient(ctx, drain, c)
+	}
+}
+
+// Shutdown drains: no new connections, requests in flight finish, idle connections
+// close. When ctx ends what is left is cut. It returns ctx's error in that case.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.drainOnce.Do(func() { close(s.draining) })
+	done := make(chan struct{})
+	go func() {
+		s.conns.Wait()
+		close(done)
+	}()
+	h2err := s.requests.shutdown(ctx)
+	var err error
+	select {
+	case <-done:
+	case <-ctx.Done():
+		err = ctx.Err()
+		s.live.closeAll()
+		s.requests.close()
+		<-done
+	}
+	s.upstream.close()
+	if err == nil {
+		err = h2err
+	}
+	return err
+}
+
+func (s *Server) isDraining() bool {
+	select {
+	case <-s.draining:
+		return true
+	default:
+		return false
+	}
+}
+
+// serveClient owns one client connection from accept to its end.
+func (s *Server) serveClient(ctx, drain context.Context, c net.Conn) {
+	defer s.conns.Done()
+	defer s.live.release()
+	s.metrics.connections.Inc()
+	defer s.metrics.connections.Dec()
+	defer s.recovered("connection")
+	t := &tunnel{srv: s, raw: c, ctx: ctx, drain: drain, way: wayAbsolute, sess: &session{srv: s, claims: claims{addr: remoteAddr(c)}}}
+	var ok bool
+	t.handle, ok = s.live.add(t)
+	defer s.live.remove(t.handle)
+	if !ok {
+		_ = c.Close()
+		s.metrics.refusals.WithLabelValues(codeLimit).Inc()
+		return
+	}
+	s.requests.serveEdge(t)
+	if next := t.next; next != nil { // CONNECT took the connection over
+		t.next = nil
+		next()
+	}
+}
+
+// recovered keeps a panic inside one connection.
+func (s *Server) recovered(where string) {
+	if p := recover(); p != nil {
+		s.metrics.panics.Inc()
+		if p != http.ErrAbortHandler {
+			// The value is not logged: it may hold request bytes.
+			s.log.Error("panic recovered", zap.String("where", where), zap.String("type", fmt.Sprintf("%T", p)), zap.Stack("stack"))
+		}
+	}
+}
+
+func remoteAddr(c net.Conn) netip.Addr {
+	if ta, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		return ta.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
+}

@@ -1,0 +1,74 @@
+package proxy
+
+import (
+	"errors"
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/egressd/egressd/inject"
+	"github.com/egressd/egressd/internal/secret"
+	"github.com/egressd/egressd/policy"
+)
+
+// Ruleset is one generation of policy and injectors, published together. Immutable.
+type Ruleset struct {
+	Policy    *policy.Set
+	Injectors *inject.Table
+}
+
+// claims are what a client said and showed about who it is. They are kept for the
+// life of a connection, so that a new ruleset is asked again who that is.
+type claims struct {
+	addr  netip.Addr
+	user  string
+	token secret.String
+	given bool // a token was sent
+}
+
+// session is the identity of one client connection. Safe for concurrent use.
+type session struct {
+	srv    *Server
+	claims claims
+	bound  atomic.Pointer[bound]
+}
+
+// bound is who the claims are under one ruleset.
+type bound struct {
+	rules   *Ruleset
+	sandbox *policy.Sandbox
+}
+
+var errNoRules = errors.New("no policy is loaded")
+
+// bind returns the current ruleset and who the client is under it. It costs one
+// atomic load per request while the ruleset stays.
+func (ss *session) bind() (*bound, error) {
+	rules := ss.srv.rules.Load()
+	if b := ss.bound.Load(); b != nil && b.rules == rules {
+		return b, nil
+	}
+	b, err := ss.bindTo(rules)
+	if err != nil {
+		return nil, err
+	}
+	ss.bound.Store(b)
+	return b, nil
+}
+
+func (ss *session) bindTo(rules *Ruleset) (*bound, error) {
+	if rules == nil || rules.Policy == nil {
+		return nil, errNoRules
+	}
+	token := ""
+	if ss.claims.given {
+		token = ss.claims.token.Reveal()
+	}
+	sb, err := rules.Policy.Identify(ss.claims.addr, ss.claims.user, token)
+	if err != nil {
+		return nil, err
+	}
+	if sb == nil {
+		return nil, policy.ErrUnknownClient
+	}
+	return &bound{rules: rules, sandbox: sb}, nil
+}

@@ -1,0 +1,66 @@
+package proxy
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+)
+
+// tunnel is one client connection and, after CONNECT, the one destination that it
+// leads to. Before dispatch it is owned by its goroutine; afterwards dest, sess, way
+// and tls do not change.
+type tunnel struct {
+	srv    *Server
+	raw    net.Conn // as accepted: bare, so that relays can splice
+	conn   net.Conn // raw with what was read ahead replayed
+	sess   *session
+	way    way
+	dest   dest // of the tunnel; absolute-form requests have their own
+	tls    bool // requests come out of intercepted TLS
+	handle *entry
+
+	ctx      context.Context //nolint:containedctx // ends when what is open is cut
+	drain    context.Context //nolint:containedctx // ends earlier: when draining begins
+	absolute dest            // of the absolute-form request being served
+	next     func()          // what the connection's owner does after the edge
+}
+
+type tunnelKey struct{}
+
+func tunnelOf(ctx context.Context) *tunnel {
+	t, _ := ctx.Value(tunnelKey{}).(*tunnel)
+	return t
+}
+
+func addrPort(ip netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(ip, port) }
+
+// replayConn gives back bytes that were read ahead, then the connection's own.
+type replayConn struct {
+	net.Conn
+	t      *tunnel
+	prefix []byte
+	closed chan struct{} // closed with the connection; nil where nobody waits
+	once   sync.Once
+}
+
+func (c *replayConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() {
+		if c.closed != nil {
+			close(c.closed)
+		}
+	})
+	return err
+}
+
+func (c *replayConn) Read(p []byte) (int, error) {
+	if len(c.prefix) > 0 {
+		n := copy(p, c.prefix)
+		if c.prefix = c.prefix[n:]; len(c.prefix) == 0 {
+			c.prefix = nil // a spent ClientHello is 1.5 KiB that an idle tunnel need not hold
+		}
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}

@@ -1,0 +1,94 @@
+package proxy
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/egressd/egressd/policy"
+)
+
+// upgrade hands both connections over to each other after a 101: WebSocket frames
+// are carried as they are. The connection is cut when a new ruleset would deny the
+// request that opened it.
+func (s *Server) upgrade(w http.ResponseWriter, resp *http.Response, x *record) {
+	far, ok := resp.Body.(io.ReadWriteCloser)
+	hj, canHijack := w.(http.Hijacker)
+	if !ok || !canHijack {
+		s.upstreamErrorBody(w, x)
+		return
+	}
+	cleanResponse(resp.Header, x.source != nil, false)
+	near, _, err := hj.Hijack()
+	if err != nil {
+		x.outcome, x.detail = outcomeAborted, err.Error()
+		return
+	}
+	defer func() { _ = near.Close() }()
+	x.status, x.protocol = http.StatusSwitchingProtocols, "websocket"
+	if err := near.SetWriteDeadline(time.Now().Add(s.limits.StallTimeout)); err != nil {
+		return
+	}
+	if _, err := near.Write(switching(resp.Header)); err != nil {
+		x.outcome, x.detail = outcomeAborted, err.Error()
+		return
+	}
+	_ = near.SetDeadline(time.Time{})
+	t, f, rule := x.tunnel, x.flow, x.decision.Credential
+	f.Header = f.Header.Clone()
+	t.handle.watch(func(r *Ruleset) bool {
+		b, err := t.sess.bindTo(r)
+		if err != nil {
+			return false
+		}
+		g := f
+		g.Sandbox = b.sandbox
+		d := r.Policy.Decide(&g)
+		return d.Action != policy.Deny && (d.Credential == nil) == (rule == nil)
+	}, far)
+	defer t.handle.unwatch()
+	s.metrics.tunnels.Inc()
+	defer s.metrics.tunnels.Dec()
+	x.bytesIn, x.bytesOut, err = pipe(near, &streamConn{ReadWriteCloser: far}, s.limits.IdleTimeout)
+	if err != nil {
+		x.outcome, x.detail = outcomeAborted, err.Error()
+	}
+}
+
+func (s *Server) upstreamErrorBody(w http.ResponseWriter, x *record) {
+	ref := &refusal{status: http.StatusBadGateway, code: codeUpstream, detail: "101 where none can be carried"}
+	x.bytesOut = int64(ref.write(w, x.id))
+	x.status, x.code, x.detail, x.outcome = ref.status, ref.code, ref.detail, outcomeError
+	s.metrics.refusals.WithLabelValues(ref.code).Inc()
+}
+
+// switching writes a 101 with the origin's handshake headers (RFC 6455 section 4.2.2).
+func switching(h http.Header) []byte {
+	b := []byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n")
+	for k, vs := range h {
+		for _, v := range vs {
+			b = append(b, k...)
+			b = append(b, ": "...)
+			b = append(b, v...)
+			b = append(b, "\r\n"...)
+		}
+	}
+	return append(b, "\r\n"...)
+}
+
+// streamConn gives an upgraded body the face of a connection for pipe.
+type streamConn struct {
+	io.ReadWriteCloser
+}
+
+func (c *streamConn) LocalAddr() net.Addr                { return nil }
+func (c *streamConn) RemoteAddr() net.Addr               { return nil }
+func (c *streamConn) SetDeadline(t time.Time) error      { return c.SetReadDeadline(t) }
+func (c *streamConn) SetWriteDeadline(t time.Time) error { return nil }
+func (c *streamConn) SetReadDeadline(t time.Time) error {
+	if d, ok := c.ReadWriteCloser.(interface{ SetReadDeadline(time.Time) error }); ok {
+		return d.SetReadDeadline(t)
+	}
+	return nil
+}

@@ -1,0 +1,79 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/egressd/egressd/inject"
+)
+
+// clientTLS is the configuration of one pool's connections. Session tickets are
+// never shared with another pool: the cache lives and dies here.
+type clientTLS struct {
+	conf *tls.Config
+}
+
+func newClientTLS(roots *x509.CertPool, p *plan) *clientTLS {
+	conf := &tls.Config{
+		RootCAs:            roots,
+		MinVersion:         tls.VersionTLS12,
+		Renegotiation:      tls.RenegotiateNever,
+		ServerName:         p.key.dest.host,
+		ClientSessionCache: tls.NewLRUClientSessionCache(4),
+	}
+	if p.cert != nil {
+		withClientCert(conf, roots, p.cert)
+	}
+	return &clientTLS{conf: conf}
+}
+
+// withClientCert offers a client certificate. TLS 1.3 only: there it goes out
+// encrypted and after the server has been verified. Nothing is resumed.
+func withClientCert(conf *tls.Config, roots *x509.CertPool, pr *inject.Projection) {
+	conf.MinVersion = tls.VersionTLS13
+	conf.ClientSessionCache = nil
+	cert := pr.ClientCert
+	conf.GetClientCertificate = func(ri *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		if cert == nil || ri.SupportsCertificate(cert) != nil {
+			return new(tls.Certificate), nil // the origin asks for one of another authority: none
+		}
+		return cert, nil
+	}
+	if pr.CAs == nil {
+		return
+	}
+	// The source's own CA narrows trust for this source: the chain must verify to the
+	// operator's roots as always, and to this one too.
+	conf.VerifyConnection = func(cs tls.ConnectionState) error {
+		opts := x509.VerifyOptions{Roots: pr.CAs, DNSName: cs.ServerName, Intermediates: x509.NewCertPool()}
+		for _, c := range cs.PeerCertificates[1:] {
+			opts.Intermediates.AddCert(c)
+		}
+		_, err := cs.PeerCertificates[0].Verify(opts)
+		return err
+	}
+}
+
+// handshake verifies the origin for d's name. On error nc is closed.
+func (c *clientTLS) handshake(ctx context.Context, nc net.Conn, d dest, limit time.Duration, alpn []string) (net.Conn, string, error) {
+	conf := c.conf.Clone()
+	conf.NextProtos = alpn
+	tc := tls.Client(nc, conf)
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if err := tc.HandshakeContext(ctx); err != nil {
+		_ = nc.Close()
+		return nil, "", fmt.Errorf("%w to %s: %w", errUpstreamTLS, d, err)
+	}
+	cs := tc.ConnectionState()
+	if len(cs.VerifiedChains) == 0 { // cannot be; a credential must never go where this holds
+		_ = nc.Close()
+		return nil, "", errors.New("upstream certificate was not verified")
+	}
+	return tc, cs.NegotiatedProtocol, nil
+}
