@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -15,6 +16,15 @@ import (
 
 	"github.com/egressd/egressd/store"
 )
+
+// peerKey is the context key of the uid at the other end of a unix socket.
+type peerKey struct{}
+
+// peerOf is the uid that ConnContext noted; ok is false when nobody is known.
+func peerOf(ctx context.Context) (uid uint32, ok bool) {
+	uid, ok = ctx.Value(peerKey{}).(uint32)
+	return uid, ok
+}
 
 // Role orders what a principal may do. The zero value may nothing.
 type Role uint8

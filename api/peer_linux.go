@@ -7,9 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peerKey is the context key of the uid at the other end of a unix socket.
-type peerKey struct{}
-
 // withPeer is a ConnContext: it notes who is at the other end of a unix socket (SO_PEERCRED).
 // Without an answer from the kernel nobody is noted and a token is needed.
 func withPeer(ctx context.Context, c net.Conn) context.Context {
@@ -30,9 +27,4 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 		return ctx
 	}
 	return context.WithValue(ctx, peerKey{}, cred.Uid)
-}
-
-func peerOf(ctx context.Context) (uid uint32, ok bool) {
-	uid, ok = ctx.Value(peerKey{}).(uint32)
-	return uid, ok
 }

@@ -9,5 +9,3 @@ import (
 
 // withPeer knows no peers here: every request needs a token.
 func withPeer(ctx context.Context, _ net.Conn) context.Context { return ctx }
-
-func peerOf(context.Context) (uid uint32, ok bool) { return 0, false }
