@@ -40,7 +40,7 @@ func (m *httpMatch) ok(f *Flow, s stance) bool {
 	if m == nil {
 		return true
 	}
-	if len(m.methods) > 0 && !slices.Contains(m.methods, f.Method) {
+	if len(m.methods) > 0 && !slices.Contains(m.methods, f.Method) && !(s == broad && containsFold(m.methods, f.Method)) {
 		return false
 	}
 	if m.looksAtPaths() && !m.path(f.Path, s) {
@@ -57,6 +57,17 @@ func (m *httpMatch) ok(f *Flow, s stance) bool {
 		}
 	}
 	return true
+}
+
+// containsFold is for lists that restrict: a method is matched exactly, but some
+// origins take "delete" for DELETE.
+func containsFold(methods []string, method string) bool {
+	for _, m := range methods {
+		if strings.EqualFold(m, method) {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *httpMatch) looksAtPaths() bool {

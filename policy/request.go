@@ -40,7 +40,7 @@ func (w *walk) protocolRules() *rule {
 // refuses says why the request may not pass, or "".
 func (r *protocolRule) refuses(f *Flow) string {
 	switch m := &r.methods; {
-	case slices.Contains(m.denied, f.Method):
+	case containsFold(m.denied, f.Method):
 		return "method is denied"
 	case m.limited && !slices.Contains(m.allowed, f.Method):
 		return "method is not among the allowed"

@@ -1,5 +1,12 @@
 // Package policy turns the YAML that operators write into a compiled set of rules and
 // decides flows against it. It is pure: it imports nothing of ours and holds no secret.
+//
+// In the order of the work: yaml.go and decoder.go read a file strictly, decode*.go
+// its schema into declarations (schema.go), merge.go lays a sandbox over its template,
+// compile*.go makes a Set of that, overlap.go warns. identify.go finds the sandbox of a
+// connection; decide.go and request.go are the one walk that Decide and Explain take,
+// index.go spares it the rules that cannot match. domain.go, path.go, where.go and
+// httpmatch.go say what matching means.
 package policy
 
 import (

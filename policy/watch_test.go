@@ -131,12 +131,15 @@ func TestWatch(t *testing.T) {
 	t.Run("a burst is one call or few", func(t *testing.T) {
 		dir := t.TempDir()
 		calls := watched(t, dir)
+		start := time.Now()
 		for range 200 {
 			write(t, dir, "a.yaml", minimal)
 		}
+		// On a slow machine the writes themselves may lie further apart.
+		most := 2 + int(time.Since(start)/quietTime)
 		time.Sleep(10 * quietTime)
-		if n := len(calls); n < 1 || n > 10 {
-			t.Errorf("%d calls for 200 writes", n)
+		if n := len(calls); n < 1 || n > most {
+			t.Errorf("%d calls for 200 writes, at most %d may be", n, most)
 		}
 	})
 	t.Run("missing", func(t *testing.T) {
