@@ -75,7 +75,6 @@ const (
 	ReasonPlaintextCredential        // cleartext towards a destination whose credential rule needs TLS
 	ReasonNeedsInspection            // a rule must see inside and the protocol does not let it
 	ReasonSpecialName                // a local name (see IsSpecialName) that no rule names itself
-	reasonCount
 )
 
 // Decision is the outcome of one walk. The zero value denies.
