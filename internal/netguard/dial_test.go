@@ -15,10 +15,11 @@ import (
 // deaf makes a listener that completes no further handshake: its backlog is full.
 func deaf(t testing.TB) (netip.AddrPort, func()) {
 	t.Helper()
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
+	syscall.CloseOnExec(fd)
 	sa := &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 4}}
 	if err := errors.Join(syscall.Bind(fd, sa), syscall.Listen(fd, 0)); err != nil {
 		t.Fatal(err)

@@ -36,15 +36,8 @@ type nameserver struct {
 func newNameserver(t testing.TB, script func(n int, q dns.Question, network string) *dns.Msg) *nameserver {
 	t.Helper()
 	ns := &nameserver{script: script}
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc, ln := bothOnOnePort(t)
 	ns.addr = pc.LocalAddr().String()
-	ln, err := net.Listen("tcp", ns.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var wg sync.WaitGroup
 	for network, s := range map[string]*dns.Server{"udp": {PacketConn: pc}, "tcp": {Listener: ln}} {
 		started := make(chan struct{})
@@ -56,6 +49,23 @@ func newNameserver(t testing.TB, script func(n int, q dns.Question, network stri
 	}
 	t.Cleanup(func() { _ = ln.Close(); _ = pc.Close(); wg.Wait() })
 	return ns
+}
+
+// bothOnOnePort tries until a port is free for UDP and TCP.
+func bothOnOnePort(t testing.TB) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 100 {
+		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ln, err := net.Listen("tcp", pc.LocalAddr().String()); err == nil {
+			return pc, ln
+		}
+		_ = pc.Close()
+	}
+	t.Fatal("no port is free for both UDP and TCP")
+	return nil, nil
 }
 
 func (ns *nameserver) serve(w dns.ResponseWriter, q *dns.Msg, network string) {
