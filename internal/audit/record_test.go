@@ -86,9 +86,10 @@ func TestRecord_caps(t *testing.T) {
 			continue
 		}
 		limit := maxString + 6
-		if k == "path" {
+		switch k {
+		case "path":
 			limit = maxPath
-		} else if k == "detail" {
+		case "detail":
 			limit = maxDetail
 		}
 		if !strings.HasSuffix(s, "x…") || len(s) > limit+len("…") {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -50,7 +51,7 @@ func (g *Guard) DialContext(ctx context.Context, network, address string) (net.C
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBadName, err)
 	}
-	port, err := net.LookupPort("tcp", service)
+	port, err := strconv.ParseUint(service, 10, 16)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBadName, err)
 	}
@@ -58,7 +59,7 @@ func (g *Guard) DialContext(ctx context.Context, network, address string) (net.C
 	if err != nil {
 		return nil, err
 	}
-	return g.Dial(ctx, addrs, uint16(port)) //nolint:gosec // LookupPort answers 0 to 65535
+	return g.Dial(ctx, addrs, uint16(port))
 }
 
 func (g *Guard) dialOne(ctx context.Context, t netip.AddrPort) (net.Conn, error) {
