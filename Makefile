@@ -15,7 +15,7 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
 
 run: build ## show egressd at work against an origin of its own, and leave it running
-	@go run ./internal/demo -egressd bin/egressd
+	@go build -o bin/demo ./internal/demo && bin/demo -egressd bin/egressd
 
 build: ## bin/egressd: one static file
 	@mkdir -p bin

@@ -67,7 +67,8 @@ func (b *bench) coldPerRound() int { return max(1, b.plan.coldNames/b.plan.round
 
 // startEgressd runs the binary with a state directory of its own: policy, audit and
 // metrics on, and one static_headers source, given over the API as an operator does.
-func (b *bench) startEgressd() (*target, error) {
+// wrapper is a command that runs the rest of its arguments (strace).
+func (b *bench) startEgressd(wrapper ...string) (*target, error) {
 	dir, err := os.MkdirTemp(b.dir, "egressd-")
 	if err != nil {
 		return nil, err
@@ -83,7 +84,7 @@ func (b *bench) startEgressd() (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, out, err := b.spawn(egressd, nil, bin, "serve", "--config", filepath.Join(dir, "egressd.yaml"))
+	t, out, err := b.spawn(egressd, nil, append(wrapper, bin, "serve", "--config", filepath.Join(dir, "egressd.yaml"))...)
 	if err != nil {
 		return nil, err
 	}

@@ -43,8 +43,8 @@ func (b *bench) idleOne(name string) error {
 	return nil
 }
 
-// closedTunnels opens tunnels in a fresh daemon, closes all of them, and waits up to 60 s
-// for its memory to come back.
+// closedTunnels opens tunnels in a fresh daemon, closes all of them, and waits up to
+// the plan's patience for its memory to come back.
 func closedTunnels(b *bench) error {
 	for _, name := range b.measured([]string{hijack, egressd}) {
 		t, err := b.start(name)
@@ -71,9 +71,9 @@ func (b *bench) closedOne(t *target) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	limit := 60 * time.Second
+	limit := b.plan.patience
 	if t.name != egressd {
-		limit = 10 * time.Second // for the table only
+		limit = 5 * time.Second // for the table only
 	}
 	for end := time.Now().Add(limit); ; time.Sleep(500 * time.Millisecond) {
 		now, err := t.rss()

@@ -22,15 +22,16 @@ type plan struct {
 	bulk      int64         // bytes of one transfer
 	idle      int           // tunnels whose memory is measured
 	closed    int           // tunnels that are opened and closed
+	patience  time.Duration // for memory to come back
 	events    int           // of one stream
 }
 
 func full() plan {
-	return plan{rounds: 5, window: 1500 * time.Millisecond, latencies: 2000, coldNames: 1000, bulk: 256 << 20, idle: 2000, closed: 8000, events: 200}
+	return plan{rounds: 5, window: 1500 * time.Millisecond, latencies: 2000, coldNames: 1000, bulk: 256 << 20, idle: 2000, closed: 8000, patience: time.Minute, events: 200}
 }
 
 func quick() plan {
-	return plan{rounds: 2, window: 500 * time.Millisecond, latencies: 500, coldNames: 200, bulk: 64 << 20, idle: 500, closed: 1000, events: 100}
+	return plan{rounds: 2, window: 500 * time.Millisecond, latencies: 500, coldNames: 200, bulk: 64 << 20, idle: 500, closed: 1000, patience: 20 * time.Second, events: 100}
 }
 
 func main() {
