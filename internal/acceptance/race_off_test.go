@@ -1,0 +1,8 @@
+//go:build !race
+
+package acceptance
+
+const (
+	raceOn = false
+	slack  = 1
+)
