@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"io"
+	"maps"
 	"sync"
 )
 
@@ -13,6 +14,7 @@ type registry struct {
 	maxSandbox int
 	slots      int
 	open       map[*entry]struct{}
+	peak       int // most that were open since the last shrink
 	perSandbox map[string]int
 }
 
@@ -52,6 +54,7 @@ func (r *registry) add(t *tunnel) (*entry, bool) {
 	e := &entry{reg: r, tunnel: t}
 	r.mu.Lock()
 	r.open[e] = struct{}{}
+	r.peak = max(r.peak, len(r.open))
 	r.mu.Unlock()
 	return e, r.bind(e, "address "+t.sess.claims.addr.String())
 }
@@ -148,4 +151,18 @@ func (r *registry) closeAll() {
 	for _, e := range all {
 		e.cut()
 	}
+}
+
+// shrink says whether most of what was open has closed since it last said so, and
+// drops the memory that the registry kept for it.
+func (r *registry) shrink() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.peak < 512 || len(r.open) > r.peak/2 {
+		return false
+	}
+	r.peak = len(r.open)
+	r.open = maps.Clone(r.open)
+	r.perSandbox = maps.Clone(r.perSandbox)
+	return true
 }

@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/elazarl/goproxy"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
@@ -74,14 +73,15 @@ type Server struct {
 	limits  Limits
 
 	rules    atomic.Pointer[Ruleset]
-	edge     *goproxy.ProxyHttpServer // explicit.go
-	requests *requestServers          // serve.go
-	upstream *upstream                // upstream.go
-	tlsConf  *tls.Config              // towards sandboxes
-	backoff  *backoff                 // failed proxy logins, by address
-	live     *registry                // what is open
+	edge     http.Handler    // explicit.go: goproxy
+	requests *requestServers // serve.go
+	upstream *upstream       // upstream.go
+	tlsConf  *tls.Config     // towards sandboxes
+	backoff  *backoff        // failed proxy logins, by address
+	live     *registry       // what is open
 	ids      idSource
 
+	janitor   *janitor
 	draining  chan struct{} // closed by Shutdown
 	drainOnce sync.Once
 	conns     sync.WaitGroup
@@ -106,6 +106,7 @@ func New(o Options) (*Server, error) {
 	s.tlsConf = s.downstreamTLS()
 	s.edge = s.newEdge()
 	s.requests = newRequestServers(s)
+	s.janitor = startJanitor(s)
 	return s, nil
 }
 
@@ -203,6 +204,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.requests.close()
 		<-done
 	}
+	s.janitor.end()
 	s.upstream.close()
 	if err == nil {
 		err = h2err

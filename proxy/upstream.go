@@ -35,7 +35,6 @@ const (
 	maxIdlePerPool = 256
 	maxIdle        = 4096
 	idleLifetime   = 90 * time.Second
-	sweepEvery     = 15 * time.Second
 )
 
 // upstream holds the connections to origins. Safe for concurrent use.
@@ -50,8 +49,6 @@ type upstream struct {
 	pools  map[poolKey]*pool
 	idle   int
 	closed bool
-	stop   chan struct{}
-	done   chan struct{}
 }
 
 // pool is what is open for one key.
@@ -96,9 +93,8 @@ var (
 
 func newUpstream(g Guard, roots *x509.CertPool, l Limits, m *metrics) *upstream {
 	u := &upstream{guard: g, roots: roots, limits: l, metrics: m, h1lim: h1.DefaultLimits(),
-		pools: map[poolKey]*pool{}, stop: make(chan struct{}), done: make(chan struct{})}
+		pools: map[poolKey]*pool{}}
 	u.h1lim.Headers = 256 // origins send many Set-Cookie
-	go u.sweep()
 	return u
 }
 
@@ -429,20 +425,7 @@ func (p *pool) closeIdle(before time.Time) int {
 	return left
 }
 
-func (u *upstream) sweep() {
-	defer close(u.done)
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-u.stop:
-			return
-		case now := <-tick.C:
-			u.sweepOnce(now.Add(-idleLifetime))
-		}
-	}
-}
-
+// sweepOnce closes what has been idle since before, and forgets pools without use.
 func (u *upstream) sweepOnce(before time.Time) {
 	u.mu.Lock()
 	all := make([]*pool, 0, len(u.pools))
@@ -473,8 +456,6 @@ func (u *upstream) close() {
 	}
 	u.closed = true
 	u.mu.Unlock()
-	close(u.stop)
-	<-u.done
 	u.forget(func(*pool) bool { return true })
 }
 

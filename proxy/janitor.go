@@ -1,0 +1,42 @@
+package proxy
+
+import (
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+const sweepEvery = 15 * time.Second
+
+// janitor closes upstream connections that nobody uses and gives memory back to the
+// system after a crowd has left: the runtime alone would keep most of it for minutes.
+type janitor struct {
+	stop chan struct{}
+	once sync.Once
+	wg   sync.WaitGroup
+}
+
+func startJanitor(s *Server) *janitor {
+	j := &janitor{stop: make(chan struct{})}
+	j.wg.Go(func() {
+		tick := time.NewTicker(sweepEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-j.stop:
+				return
+			case now := <-tick.C:
+				s.upstream.sweepOnce(now.Add(-idleLifetime))
+				if s.live.shrink() {
+					debug.FreeOSMemory()
+				}
+			}
+		}
+	})
+	return j
+}
+
+func (j *janitor) end() {
+	j.once.Do(func() { close(j.stop) })
+	j.wg.Wait()
+}
