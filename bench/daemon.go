@@ -89,7 +89,7 @@ func (b *bench) startEgressd(wrapper ...string) (*target, error) {
 		return nil, err
 	}
 	_ = out.Close()
-	t.addr = proxy
+	t.addr, t.ops = proxy, ops
 	t.wait()
 	if err := waitReady(b.ctx, "http://"+ops+"/readyz", t.gone); err != nil {
 		t.stop()

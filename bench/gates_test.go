@@ -96,6 +96,58 @@ func TestGateWritesPerSmallRequest(t *testing.T) {
 	}
 }
 
+// Gate: at most 1.2 times the heap allocations per request of the bare hijack design,
+// which decides nothing, records nothing and counts nothing. Both are whole processes
+// under the same load; what a scrape allocates itself is taken off.
+func TestGateAllocations(t *testing.T) {
+	b, err := newBench(t.Context(), buildEgressd(t), []string{direct, hijack, egressd}, quick())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.close()
+	bare, own := b.allocations(t, hijack), b.allocations(t, egressd)
+	t.Logf("allocations per request: hijack design %.1f, egressd %.1f (%.2f ×)", bare, own, own/bare)
+	if own > 1.2*bare {
+		t.Errorf("%.1f allocations per request, want at most 1.2 × %.1f", own, bare)
+	}
+	if own <= 0 || bare <= 0 {
+		t.Error("nothing was counted")
+	}
+}
+
+func (b *bench) allocations(t *testing.T, name string) float64 {
+	t.Helper()
+	tgt := b.targets[name]
+	conns, closeAll, err := b.dialMany(tgt, apiName, 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll()
+	load := func(each int) {
+		for range each {
+			for _, c := range conns {
+				if err := c.small(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	count := func() float64 {
+		n, err := tgt.mallocs(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	load(100)
+	count() // the first scrape allocates more than the next
+	const each = 500
+	a := count()
+	z := count()
+	load(each)
+	return (count() - z - (z - a)) / float64(each*len(conns))
+}
+
 func signalChildren(pid int, sig syscall.Signal) error {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	if err != nil {

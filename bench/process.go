@@ -30,6 +30,7 @@ const (
 type target struct {
 	name string
 	addr string // host:port; "" for direct
+	ops  string // host:port of /metrics
 	cmd  *exec.Cmd
 	in   io.Closer // reference proxies end when their standard input does
 	gone chan struct{}
@@ -116,8 +117,8 @@ func (b *bench) startReference(name string) (*target, error) {
 		t.stop()
 		return nil, fmt.Errorf("did not start: %s", b.log(name))
 	}
-	t.addr = strings.TrimSpace(line)
-	return t, nil
+	_, err = fmt.Sscan(line, &t.addr, &t.ops)
+	return t, err
 }
 
 func (t *target) wait() {
@@ -171,6 +172,26 @@ func (t *target) rss() (float64, error) {
 	}
 	pages, err := strconv.ParseFloat(f[1], 64)
 	return pages * float64(os.Getpagesize()), err
+}
+
+// mallocs counts the objects that the process has allocated on its heap.
+func (t *target) mallocs(ctx context.Context) (float64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+t.ops+"/metrics", nil)
+	if err != nil {
+		return 0, err
+	}
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	for in := bufio.NewScanner(resp.Body); in.Scan(); {
+		if v, ok := strings.CutPrefix(in.Text(), "go_memstats_mallocs_total "); ok {
+			return strconv.ParseFloat(v, 64)
+		}
+	}
+	return 0, errors.New("no go_memstats_mallocs_total in /metrics")
 }
 
 // waitReady polls url until it answers 200.

@@ -19,6 +19,9 @@ import (
 	"time"
 
 	"github.com/elazarl/goproxy"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // The proxies, in the order of the table.
@@ -34,8 +37,8 @@ const (
 
 var proxies = []string{direct, relay, library, hijack, egressd}
 
-// serveReference is the main of a reference's process: it prints its address and ends
-// with standard input.
+// serveReference is the main of a reference's process: it prints the addresses of the
+// proxy and of its Go metrics, and ends with standard input.
 func serveReference(name string) error {
 	ca, upstream, err := loadPKI(os.Getenv("BENCH_DIR"))
 	if err != nil {
@@ -61,9 +64,16 @@ func serveReference(name string) error {
 	default:
 		return fmt.Errorf("no reference %q", name)
 	}
-	failed := make(chan error, 1)
+	ops, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector())
+	failed := make(chan error, 2)
 	go func() { failed <- serve(ln) }()
-	fmt.Println(ln.Addr())
+	go func() { failed <- http.Serve(ops, promhttp.HandlerFor(reg, promhttp.HandlerOpts{})) }()
+	fmt.Println(ln.Addr(), ops.Addr())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
