@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -151,19 +152,20 @@ func (e ended) String() string {
 	return fmt.Sprintf("exit code %d\nstdout: %s\nstderr: %s", e.code, e.stdout, e.stderr)
 }
 
-// command runs egressd with these arguments. env comes after the test's own, without
-// any EGRESSD_ variable of the machine.
+// command runs egressd with these arguments. env comes after plainEnv.
 func command(stdin string, env []string, args ...string) ended {
 	return runCmd(exec.Command(egressd, args...), stdin, env)
 }
 
+// plainEnv is the machine's environment without what would configure egressd.
+func plainEnv() []string {
+	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		return strings.HasPrefix(kv, "EGRESSD_") || strings.HasPrefix(kv, "SSL_CERT_") || strings.Contains(strings.ToLower(kv[:strings.Index(kv, "=")+1]), "proxy=")
+	})
+}
+
 func runCmd(cmd *exec.Cmd, stdin string, env []string) ended {
-	for _, kv := range os.Environ() {
-		if !strings.HasPrefix(kv, "EGRESSD_") {
-			cmd.Env = append(cmd.Env, kv)
-		}
-	}
-	cmd.Env = append(cmd.Env, env...)
+	cmd.Env = append(plainEnv(), env...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

@@ -147,7 +147,7 @@ func (d *daemon) start() time.Duration {
 	from := d.errout.len()
 	begin := time.Now()
 	d.cmd = exec.Command(egressd, "serve", "--config", d.path("egressd.yaml"))
-	d.cmd.Env = append(os.Environ(), d.set.env...)
+	d.cmd.Env = append(plainEnv(), d.set.env...)
 	d.cmd.Stderr, d.cmd.Stdout = &d.errout, &d.errout
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
