@@ -140,7 +140,7 @@ func (s *Server) Use(r *Ruleset) {
 }
 
 // SourceChanged ends idle upstream connections that were opened with material of
-// this source. Requests in flight finish on theirs.
+// this source, or of any when both names are empty. Requests in flight finish on theirs.
 func (s *Server) SourceChanged(team, name string) { s.upstream.closeIdleOf(team, name) }
 
 // Serve accepts explicit-proxy connections on ln until Shutdown or until ctx ends,

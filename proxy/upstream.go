@@ -373,10 +373,14 @@ func (p *pool) startH2() {
 	}
 }
 
-// closeIdleOf ends idle connections that carry material of a source.
+// closeIdleOf ends idle connections that carry material of a source; of any source if
+// both names are empty.
 func (u *upstream) closeIdleOf(team, name string) {
-	want := team + "/" + name
+	want, every := team+"/"+name, team == "" && name == ""
 	u.forget(func(p *pool) bool {
+		if every {
+			return len(p.sources) > 0
+		}
 		for _, s := range p.sources {
 			if s == want {
 				return true
