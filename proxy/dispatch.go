@@ -244,6 +244,8 @@ func dialRefusal(err error) *refusal {
 	switch {
 	case errors.Is(err, netguard.ErrForbiddenAddress):
 		r.status, r.code = http.StatusForbidden, codeForbiddenAddr
+	case errors.Is(err, errUpstreamLimit):
+		r.status, r.code = http.StatusTooManyRequests, codeLimit
 	case errors.Is(err, netguard.ErrBadName):
 		r.status, r.code = http.StatusBadRequest, codeBadRequest
 	case errors.Is(err, netguard.ErrNoSuchHost):

@@ -49,6 +49,8 @@ type upstream struct {
 	pools  map[poolKey]*pool
 	idle   int
 	closed bool
+
+	perSandbox *quota // connections that are open, in use or idle
 }
 
 // pool is what is open for one key.
@@ -88,12 +90,13 @@ var (
 	errUpstreamResponse = errors.New("upstream response")
 	errClientGone       = errors.New("the client went away")
 	errNotH2            = errors.New("the origin does not speak h2")
+	errUpstreamLimit    = errors.New("the sandbox has too many upstream connections")
 	errClosed           = errors.New("shutting down")
 )
 
 func newUpstream(g Guard, roots *x509.CertPool, l Limits, m *metrics) *upstream {
 	u := &upstream{guard: g, roots: roots, limits: l, metrics: m, h1lim: h1.DefaultLimits(),
-		pools: map[poolKey]*pool{}}
+		pools: map[poolKey]*pool{}, perSandbox: newQuota(l.ConnectionsPerSandbox)}
 	u.h1lim.Headers = 256 // origins send many Set-Cookie
 	return u
 }
@@ -293,11 +296,18 @@ func (p *pool) dial(ctx context.Context, alpn ...string) (net.Conn, string, erro
 			return nil, "", err
 		}
 	}
+	release, ok := u.perSandbox.take(p.key.sandbox)
+	if !ok {
+		u.metrics.dials.WithLabelValues("limited").Inc()
+		return nil, "", errUpstreamLimit
+	}
 	nc, err := u.guard.Dial(ctx, addrs, p.key.dest.port)
 	if err != nil {
+		release()
 		u.metrics.dials.WithLabelValues("failed").Inc()
 		return nil, "", err
 	}
+	nc = metered(nc, release)
 	proto := ""
 	if p.tls != nil {
 		if nc, proto, err = p.tls.handshake(ctx, nc, p.key.dest, u.limits.HandshakeTimeout, alpn); err != nil {
@@ -313,13 +323,9 @@ func (p *pool) dial(ctx context.Context, alpn ...string) (net.Conn, string, erro
 // we dialled and verified. errNotH2: the origin chose HTTP/1.1, nothing was sent.
 func (p *pool) roundTripH2(w http.ResponseWriter, r *http.Request, pl *plan) (*http.Response, error) {
 	p.h2once.Do(p.startH2)
-	ctx, interims := r.Context(), 0
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
-		if interims++; interims <= maxInterims {
-			interim(w, code, http.Header(h))
-		}
-		return nil
-	}})
+	ctx, interims := r.Context(), interimGate{w: w}
+	defer interims.close()
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: interims.pass})
 	out := &http.Request{
 		Method: r.Method, Header: r.Header, Body: r.Body, ContentLength: r.ContentLength, Trailer: r.Trailer,
 		URL: &url.URL{Scheme: "https", Host: pl.authority, Opaque: "//" + pl.authority + pl.target}, Host: pl.authority,
@@ -342,6 +348,30 @@ func (p *pool) roundTripH2(w http.ResponseWriter, r *http.Request, pl *plan) (*h
 		return nil, de.error
 	}
 	return nil, fmt.Errorf("%w: %w", errUpstreamResponse, err)
+}
+
+// interimGate passes interim answers on from the transport's own goroutine, and none
+// once RoundTrip has returned: w belongs to the handler then, or to nobody.
+type interimGate struct {
+	mu   sync.Mutex
+	w    http.ResponseWriter
+	n    int
+	shut bool
+}
+
+func (g *interimGate) pass(code int, h textproto.MIMEHeader) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.n++; g.n <= maxInterims && !g.shut {
+		interim(g.w, code, http.Header(h))
+	}
+	return nil
+}
+
+func (g *interimGate) close() {
+	g.mu.Lock()
+	g.shut = true
+	g.mu.Unlock()
 }
 
 // dialError tells what failed before a connection stood from what failed on it.
