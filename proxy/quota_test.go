@@ -17,6 +17,9 @@ func TestUpstreamConnectionsPerSandbox(t *testing.T) {
 	s := ready(t, options{limits: proxy.Limits{ConnectionsPerSandbox: 4}})
 	origin := testbed.NewOrigin(t, s.bed.CA, testbed.OriginOptions{Names: []string{"good.test"}, ALPN: []string{"http/1.1"}})
 	one, two := s.client("one", tokenOne, true), s.client("two", tokenTwo, false)
+	if a := get(t, one, origin.URL("/")); a.status != http.StatusOK { // one client connection, for all streams
+		t.Fatalf("%+v", a)
+	}
 	for round := range 2 {
 		var limited, passed atomic.Int64
 		var wg sync.WaitGroup
