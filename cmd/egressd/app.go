@@ -13,6 +13,7 @@ import (
 
 	"github.com/egressd/egressd/api"
 	"github.com/egressd/egressd/internal/config"
+	"github.com/egressd/egressd/policy"
 )
 
 // Exit codes of every command but `run`, which gives its child's.
@@ -30,11 +31,18 @@ const (
 // and what to do.
 type failed struct {
 	code     int
-	err      error
+	err      error  // nil: everything was said already
 	envelope []byte // the API's own answer, for --json
+	api      *api.ErrorBody
 }
 
-func (f *failed) Error() string { return f.err.Error() }
+func (f *failed) Error() string {
+	if f.err == nil {
+		return fmt.Sprintf("exit code %d", f.code)
+	}
+	return f.err.Error()
+}
+
 func (f *failed) Unwrap() error { return f.err }
 
 func fail(code int, format string, args ...any) error {
@@ -106,7 +114,7 @@ func group(cmd *cobra.Command, args []string) error {
 	hint := ""
 	cmd.SuggestionsMinimumDistance = 2
 	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
-		hint = fmt.Sprintf(" (did you mean %q?)", s[0])
+		hint = fmt.Sprintf(" (did you mean %s?)", strings.Join(s, " or "))
 	}
 	return usage("unknown command %q for %q%s; see `%s --help`", args[0], cmd.CommandPath(), hint, cmd.CommandPath())
 }
@@ -135,20 +143,26 @@ func (a *app) finish(cmd *cobra.Command, err error) int {
 	}
 	f := &failed{code: exitUsage, err: err}
 	errors.As(err, &f)
-	if a.json {
+	if a.json && f.err != nil {
 		a.printEnvelope(f)
 	}
-	var problems config.Problems
-	if errors.As(err, &problems) {
-		for _, p := range problems { // each is a line of its own
-			fmt.Fprintf(a.stderr, "egressd: %s\n", oneLine(p.Error()))
-		}
-		return f.code
-	}
-	if f.err != nil {
-		fmt.Fprintf(a.stderr, "egressd: %s\n", oneLine(f.err.Error()))
+	for _, line := range linesOf(f) {
+		fmt.Fprintf(a.stderr, "egressd: %s\n", oneLine(line))
 	}
 	return f.code
+}
+
+// linesOf is one line, or one for each problem of a file.
+func linesOf(f *failed) []string {
+	var inConfig config.Problems
+	var inPolicy policy.Problems
+	switch {
+	case f.err == nil:
+		return nil
+	case errors.As(f.err, &inConfig), errors.As(f.err, &inPolicy):
+		return strings.Split(f.err.Error(), "\n")
+	}
+	return []string{f.err.Error()}
 }
 
 func (a *app) printEnvelope(f *failed) {

@@ -100,7 +100,9 @@ func (a *app) client(d dialFlags) (*client, error) {
 		if tr.TLSClientConfig, err = clientTLS(d.caFile); err != nil {
 			return nil, err
 		}
-	case u.Scheme != "http" || !isLoopback(u.Hostname()):
+	case u.Scheme != "http":
+		return nil, usage("--addr %q is not unix:PATH, https://HOST:PORT or http://127.0.0.1:PORT", addr)
+	case !isLoopback(u.Hostname()):
 		return nil, usage("--addr %q: only https leaves this machine; http is for loopback", addr)
 	}
 	c.base = u.Scheme + "://" + u.Host
@@ -257,7 +259,7 @@ func refused(resp *http.Response, e *api.ErrorBody, raw []byte) error {
 	if id := resp.Header.Get("X-Request-Id"); id != "" && resp.StatusCode >= 500 {
 		parts = append(parts, "request "+id)
 	}
-	return &failed{code: exitFor(e), err: errors.New(strings.Join(parts, "; ")), envelope: raw}
+	return &failed{code: exitFor(e), err: errors.New(strings.Join(parts, "; ")), envelope: raw, api: e}
 }
 
 func fieldLines(fields map[string][]string) []string {

@@ -61,7 +61,8 @@ var (
 )
 
 // reload reads the policy and puts it in force. Without force, files that say the same
-// as before change nothing. An error is logged here, problem by problem.
+// as before change nothing. Why a set is not put over the one in force is logged here,
+// problem by problem.
 func (p *policies) reload(ctx context.Context, force bool) (*generation, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -74,6 +75,9 @@ func (p *policies) reload(ctx context.Context, force bool) (*generation, error) 
 		table, err = p.compile(ctx, set)
 	}
 	if err != nil {
+		if p.current.Load() == nil {
+			return nil, err // at boot the caller says so and stops
+		}
 		problems := problemsOf(p.dir, err)
 		p.refused.Store(&refusal{problems})
 		for _, x := range problems {

@@ -164,8 +164,12 @@ func keyPaths(cfg *config.Config) store.KeyPaths {
 }
 
 func (d *daemon) openCA(context.Context) (err error) {
+	open := certs.LoadOrCreate
+	if d.cfg.Intercept.CACertFile != "" {
+		open = certs.Load // an operator's own is never made up
+	}
 	cert, key := d.cfg.CAFiles()
-	if d.ca, err = certs.LoadOrCreate(cert, key, certs.Options{LeafTTL: d.cfg.Intercept.LeafTTL}); err != nil {
+	if d.ca, err = open(cert, key, certs.Options{LeafTTL: d.cfg.Intercept.LeafTTL}); err != nil {
 		return fail(exitStore, "interception CA: %w", err)
 	}
 	if left := time.Until(d.ca.NotAfter()); left < certs.RenewBefore {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -195,10 +196,11 @@ func (a *app) fetchSource(ctx context.Context, c *client, name string) (api.Sour
 
 // notFound says which source was sought.
 func notFound(err error, name string) error {
-	if f, ok := err.(*failed); ok && f.err.Error() == "source not found" {
-		return &failed{code: f.code, envelope: f.envelope, err: fmt.Errorf("there is no source %q; `egressd source list` shows what there is", name)}
+	var f *failed
+	if !errors.As(err, &f) || f.api == nil || f.api.Code != api.CodeNotFound {
+		return err
 	}
-	return err
+	return &failed{code: f.code, envelope: f.envelope, api: f.api, err: fmt.Errorf("there is no source %q; `egressd source list` shows what there is", name)}
 }
 
 func (a *app) sourceSet(d *dialFlags) *cobra.Command {

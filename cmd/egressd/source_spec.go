@@ -331,8 +331,8 @@ func (in *specInput) complete() error {
 	if tty := in.app.terminal(); tty != nil {
 		return in.prompt(tty, missing)
 	}
-	if len(missing) > 1 {
-		return usage("%s is missing: give it with its flag, or with --set %s=@FILE", missing[0].Name, missing[0].Name)
+	if len(missing) > 1 || len(in.fields) > 0 {
+		return usage("%s is missing: kind %s needs %s", flagFor(in.kind.Name, missing[0].Name), in.kind.Name, missing[0].Name)
 	}
 	b, err := readAllSmall(in.app.stdin)
 	if err != nil {
@@ -343,10 +343,25 @@ func (in *specInput) complete() error {
 		value = strings.TrimSuffix(strings.TrimSuffix(value, "\n"), "\r")
 	}
 	if value == "" {
-		return usage("no %s was given: use --%s, --%s, --set, stdin or a terminal", missing[0].Name, "token-env", "token-file")
+		return usage("no %s was given: use --token-env, --token-file, --set %s=@FILE, stdin or a terminal", missing[0].Name, missing[0].Name)
 	}
 	in.fields[missing[0].Name] = value
 	return nil
+}
+
+// flagFor is the shortest flag for a field.
+func flagFor(kind, field string) string {
+	switch {
+	case kind == static.TLSClientCertificate && field == "certificatePem":
+		return "--cert"
+	case kind == static.TLSClientCertificate && field == "privateKeyPem":
+		return "--key"
+	case field == "username":
+		return "--username"
+	case field == "password":
+		return "--password-env or --password-file"
+	}
+	return "--set " + field + "=@FILE"
 }
 
 // prompt asks on stderr, so that stdout stays clean.
