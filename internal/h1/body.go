@@ -57,12 +57,8 @@ func (p *payload) Read(b []byte) (int, error) {
 // returns io.EOF.
 func (p *payload) nextChunk() error {
 	if p.started {
-		end, err := p.rd.line(maxChunkLine)
-		if err != nil {
+		if err := p.rd.crlf(); err != nil {
 			return unexpected(err)
-		}
-		if len(end) != 0 {
-			return bad("chunk_without_crlf")
 		}
 	}
 	p.started = true

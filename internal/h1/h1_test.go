@@ -1,42 +1,12 @@
 package h1
 
 import (
-	"bufio"
-	"context"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 )
-
-// serve runs s on a loopback listener and returns its address.
-func serve(t testing.TB, s *Server) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go s.ServeConn(ctx, ctx, c)
-		}
-	}()
-	t.Cleanup(func() { cancel(); _ = ln.Close(); <-done })
-	return ln.Addr().String()
-}
-
-func testServer(h http.HandlerFunc) *Server {
-	return &Server{Handler: h, Limits: DefaultLimits(), HeadTimeout: 2 * time.Second, IdleTimeout: 5 * time.Second, BodyStall: 2 * time.Second, WriteStall: 2 * time.Second}
-}
 
 func TestNetHTTPClientAgainstServer(t *testing.T) {
 	addr := serve(t, testServer(func(w http.ResponseWriter, r *http.Request) {
@@ -102,39 +72,5 @@ func TestClientConnAgainstNetHTTP(t *testing.T) {
 		if !cc.Alive() {
 			t.Fatal(i, "not alive")
 		}
-	}
-}
-
-func TestRawRefusals(t *testing.T) {
-	addr := serve(t, testServer(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }))
-	for name, c := range map[string]struct {
-		raw  string
-		want string
-	}{
-		"plain":                  {"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "200"},
-		"C01 cl and te":          {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"},
-		"C03 dup cl":             {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx", "400"},
-		"C03 leading zero":       {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0003\r\n\r\nxxx", "400"},
-		"C03 blank after length": {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3 \r\n\r\nxxx", "400"},
-		"C04 obs-fold":           {"GET / HTTP/1.1\r\nHost: a\r\nX-A: b\r\n c\r\n\r\n", "400"},
-		"C05 bare lf":            {"GET / HTTP/1.1\nHost: a\n\n", "400"},
-		"C14 trace":              {"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", "405"},
-		"C22 many headers":       {"GET / HTTP/1.1\r\nHost: a\r\n" + strings.Repeat("A: b\r\n", 10000) + "\r\n", "431"},
-		"version":                {"GET / HTTP/9.9\r\nHost: a\r\n\r\n", "505"},
-		"expect":                 {"GET / HTTP/1.1\r\nHost: a\r\nExpect: x\r\n\r\n", "417"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			nc, err := net.Dial("tcp", addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = nc.Close() }()
-			_, _ = nc.Write([]byte(c.raw))
-			_ = nc.SetReadDeadline(time.Now().Add(5 * time.Second))
-			line, err := bufio.NewReader(nc).ReadString('\n')
-			if err != nil || !strings.Contains(line, " "+c.want+" ") {
-				t.Fatalf("got %q, %v; want %s", line, err, c.want)
-			}
-		})
 	}
 }

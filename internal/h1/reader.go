@@ -213,3 +213,20 @@ func (r *reader) line(limit int) ([]byte, error) {
 		}
 	}
 }
+
+// crlf reads the two bytes behind a chunk; it does not wait for a second one behind a
+// first that is wrong.
+func (r *reader) crlf() error {
+	for _, want := range []byte("\r\n") {
+		if r.r == r.w {
+			if err := r.more(bufSize); err != nil {
+				return err
+			}
+		}
+		if r.bytes()[r.r] != want {
+			return bad("chunk_without_crlf")
+		}
+		r.r++
+	}
+	return nil
+}
