@@ -45,7 +45,7 @@ func denied(d policy.Decision) *refusal {
 	r := &refusal{status: http.StatusForbidden, code: codePolicyDenied, rule: d.Rule, detail: d.Reason.String()}
 	switch d.Reason {
 	case policy.ReasonPlaintextCredential:
-		r.code = codePlaintext
+		r.code, r.close = codePlaintext, true // nothing else can follow there
 	case policy.ReasonUnknownProtocol, policy.ReasonNeedsInspection:
 		r.code = codeProtocol
 	}

@@ -135,6 +135,7 @@ func (s *Server) project(r *http.Request, x *record, p *plan, b *bound, query st
 	}
 	if x.decision.StripClientAuth {
 		inject.StripClientAuth(r.Header)
+		inject.StripClientAuth(r.Trailer) // the names that are announced; others are not sent
 		query = inject.StripQueryAuth(query)
 	}
 	rule := x.decision.Credential
@@ -220,6 +221,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 		x.outcome, x.detail = outcomeAborted, "body: "+err.Error()
 		panic(http.ErrAbortHandler) // never a clean end to a truncated answer
 	}
+	cleanTrailer(resp.Trailer)
 	for k, v := range resp.Trailer {
 		h[http.TrailerPrefix+k] = v
 	}

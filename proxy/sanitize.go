@@ -116,3 +116,20 @@ func schemesOnly(vs []string) []string {
 	}
 	return out
 }
+
+// neverTrailers are fields that frame, route or authenticate and therefore do not
+// belong behind a body (RFC 9110 section 6.5.1): there they would pass the checks of a head.
+var neverTrailers = [...]string{
+	"Alt-Svc", "Authentication-Info", "Cache-Control", "Clear-Site-Data", "Content-Encoding", "Content-Length", "Content-Range",
+	"Content-Type", "Host", "Location", "Refresh", "Set-Cookie", "Www-Authenticate",
+}
+
+// cleanTrailer removes from an answer's trailers what must not reach the sandbox there.
+func cleanTrailer(h http.Header) {
+	for _, k := range hopByHop {
+		delete(h, k)
+	}
+	for _, k := range neverTrailers {
+		delete(h, k)
+	}
+}

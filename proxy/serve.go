@@ -8,6 +8,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -150,14 +151,57 @@ func originForm(uri string) string {
 
 // serveInTunnelH2 does for h2 what the h1 server does by itself.
 func (s *Server) serveInTunnelH2(w http.ResponseWriter, r *http.Request) {
-	if r.ProtoMajor != 2 || tunnelOf(r.Context()) == nil || len(r.Header) > h1.DefaultLimits().Headers {
-		http.Error(w, "", http.StatusRequestHeaderFieldsTooLarge)
+	t := tunnelOf(r.Context())
+	if r.ProtoMajor != 2 || t == nil { // cannot be
+		http.Error(w, "", http.StatusInternalServerError)
+		return
+	}
+	if ref := checkH2Head(r, t); ref != nil {
+		x := t.begin(s)
+		x.method = r.Method
+		x.refuse(w, ref)
 		return
 	}
 	if r.ContentLength == 0 {
 		r.Body = http.NoBody
 	}
 	s.serveInTunnel(w, r)
+}
+
+// checkH2Head refuses what h1 refuses and net/http's h2 server lets through, so that a
+// request is decided alike however it came.
+func checkH2Head(r *http.Request, t *tunnel) *refusal {
+	fields := 0
+	for _, vs := range r.Header {
+		fields += len(vs)
+	}
+	cl := r.Header["Content-Length"]
+	hosts := r.Header["Host"]
+	delete(r.Header, "Host")
+	switch {
+	case fields > h1.DefaultLimits().Headers:
+		return &refusal{status: http.StatusRequestHeaderFieldsTooLarge, code: codeBadRequest, detail: "too_many_headers"}
+	case !upperToken(r.Method): // no method that is registered is lower-case; a blank in one would split an h1 request line
+		return &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "bad_method"}
+	case len(hosts) > 1 || len(hosts) == 1 && !t.dest.matches(hosts[0], r.Host, true):
+		return &refusal{status: http.StatusMisdirectedRequest, code: codeMisdirected, detail: "dest_mismatch: Host differs from the tunnel's destination", close: true}
+	case len(cl) > 1 || len(cl) == 1 && r.ContentLength >= 0 && cl[0] != strconv.FormatInt(r.ContentLength, 10):
+		return &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "bad_content_length"}
+	case len(r.Header["Expect"]) > 0: // net/http has taken 100-continue out
+		return &refusal{status: http.StatusExpectationFailed, code: codeBadRequest, detail: "unknown_expectation"}
+	}
+	return nil
+}
+
+// upperToken: letters are upper-case, the rest as RFC 9110 section 5.6.2 allows.
+func upperToken(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if (c < 'A' || c > 'Z') && (c < '0' || c > '9') && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
+			return false
+		}
+	}
+	return s != ""
 }
 
 // rejected records a head that the codec refused and says what to answer.
