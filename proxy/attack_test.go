@@ -33,6 +33,8 @@ type rig struct {
 	mu   sync.Mutex
 	seen []byte
 	bad  []*testbed.Origin // hostile origins that a test added
+
+	quiet []*testbed.Origin // of ways
 }
 
 // quick are limits that let a test see a timeout.
@@ -181,6 +183,10 @@ func (g *rig) talk(c net.Conn, b string, wait time.Duration) (got []byte, closed
 func answers(t testing.TB, raw []byte) []answer {
 	t.Helper()
 	var out []answer
+	const established = "HTTP/1.1 200 Connection established\r\n\r\n"
+	if rest, ok := bytes.CutPrefix(raw, []byte(established)); ok { // CONNECT's, without a body
+		out, raw = append(out, answer{status: http.StatusOK, header: http.Header{}}), rest
+	}
 	br := bufio.NewReader(bytes.NewReader(raw))
 	for {
 		if _, err := br.Peek(1); err != nil {
