@@ -219,7 +219,7 @@ func (w *response) Write(p []byte) (int, error) {
 }
 
 // maxWrite is how much is written under one deadline.
-const maxWrite = 128 << 10
+const maxWrite = 64 << 10
 
 // chunkBuffer holds the 32 KiB that proxies copy at a time and a head before it.
 const chunkBuffer = 48 << 10
