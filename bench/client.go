@@ -200,7 +200,7 @@ func (c *client) stream(o *origin, path string, n int) ([]time.Duration, error) 
 	for {
 		line, err := body.ReadSlice('\n')
 		now := time.Since(o.start)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -7,13 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
 const apiName = "api.bench.test"
@@ -168,7 +167,11 @@ func h2Streams(b *bench, t *target, _ int) (float64, error) {
 	if p := c.ConnectionState().NegotiatedProtocol; p != "h2" {
 		return 0, fmt.Errorf("the proxy chose %q, not h2", p)
 	}
-	cc, err := (&http2.Transport{DisableCompression: true}).NewClientConn(c.Conn)
+	tr := &http.Transport{
+		ForceAttemptHTTP2: true, DisableCompression: true,
+		DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return c.Conn, nil },
+	}
+	cc, err := tr.NewClientConn(b.ctx, "https", c.host)
 	if err != nil {
 		return 0, err
 	}

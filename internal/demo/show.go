@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -180,7 +181,7 @@ func (s *show) audit(secret string) error {
 			}
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("no record of the request in %s (%v)", file, err)
+			return errors.Join(fmt.Errorf("no record of the request in %s", file), err)
 		}
 	}
 }
