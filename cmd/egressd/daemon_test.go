@@ -68,6 +68,12 @@ sandboxes:
 // startDaemon starts one and waits until it is ready. env is added to its environment.
 func startDaemon(t *testing.T, policy string, env ...string) *testDaemon {
 	t.Helper()
+	return startDaemonAs(t, os.Geteuid(), policy, env...)
+}
+
+// startDaemonAs is startDaemon as another user, which only root can do.
+func startDaemonAs(t *testing.T, uid int, policy string, env ...string) *testDaemon {
+	t.Helper()
 	if policy == "" {
 		policy = openPolicy
 	}
@@ -92,6 +98,14 @@ func startDaemon(t *testing.T, policy string, env ...string) *testDaemon {
 		env = []string{"EGRESSD_UPSTREAM_EXTRA_CA_FILES=origin.pem"}
 	}
 	d.cmd.Env = append(d.cmd.Env, env...)
+	if uid != os.Geteuid() {
+		for _, name := range []string{"", "policy", "policy/p.yaml", "origin.pem"} {
+			if err := os.Chown(filepath.Join(d.dir, name), uid, uid); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.cmd.SysProcAttr = as(uid)
+	}
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -106,6 +120,13 @@ func startDaemon(t *testing.T, policy string, env ...string) *testDaemon {
 	d.waitStatus(t, http.StatusOK)
 	return d
 }
+
+func as(uid int) *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+}
+
+// nobody is a user that owns nothing.
+const nobody = 65534
 
 // shortTempDir is one whose unix sockets have short enough names.
 func shortTempDir(t *testing.T) string {
@@ -305,10 +326,9 @@ func TestAttack_A19_environment(t *testing.T) {
 	trap := testbed.NewSink(t, "127.0.0.3")
 	via := fmt.Sprintf("http://127.0.0.3:%d", trap.Port())
 	dir := t.TempDir()
-	keylog := filepath.Join(dir, "keys.log")
 	evil := testbed.NewCA(t)
 	d := startDaemon(t, "", "HTTPS_PROXY="+via, "https_proxy="+via, "HTTP_PROXY="+via, "ALL_PROXY="+via,
-		"SSLKEYLOGFILE="+keylog, "SSL_CERT_FILE="+evil.File(t), "SSL_CERT_DIR="+dir, "EGRESSD_UPSTREAM_EXTRA_CA_FILES=origin.pem")
+		"SSL_CERT_FILE="+evil.File(t), "SSL_CERT_DIR="+dir, "EGRESSD_UPSTREAM_EXTRA_CA_FILES=origin.pem")
 	d.cli(t, bearer, "source", "add", "api")
 	c := d.client(t)
 	if r := get(c, d.origin.URL("/bearer")); r.err != nil || r.status != http.StatusOK {
@@ -323,9 +343,6 @@ func TestAttack_A19_environment(t *testing.T) {
 	}
 	if n := trap.Conns(); n != 0 {
 		t.Errorf("%d connections went to the proxy of the environment", n)
-	}
-	if _, err := os.Stat(keylog); !os.IsNotExist(err) {
-		t.Errorf("a key log was written: %v", err)
 	}
 	if !strings.Contains(d.log.String(), "SSL_CERT_FILE is set and not followed") {
 		t.Error("the log does not say that SSL_CERT_FILE is not followed")
@@ -366,13 +383,10 @@ func TestAttack_G21_nothing_to_claim(t *testing.T) {
 
 // A user who may not open the socket is told so, with exit code 2.
 func TestSocketOfAnotherUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Log("not root: the directory's mode stands in for another user")
-	}
 	d := startDaemon(t, "")
 	cmd := d.command("source", "list")
-	if os.Geteuid() == 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if os.Geteuid() == 0 { // else the directory's mode stands in for another user
+		cmd.SysProcAttr = as(nobody)
 	} else {
 		if err := os.Chmod(d.state(), 0); err != nil {
 			t.Fatal(err)
@@ -421,5 +435,38 @@ func TestAttack_D05_state_directory(t *testing.T) {
 	}
 	if _, err = claimStateDir(dir); !errors.As(err, &f) || f.code != exitStore {
 		t.Errorf("a directory that others may write to: %v", err)
+	}
+}
+
+// Nobody but root reads the daemon's memory or its environment, not even another process
+// of the same user, and it leaves no core. It needs no root to run.
+func TestAttack_G07_process_memory(t *testing.T) {
+	uid := os.Geteuid()
+	if uid == 0 {
+		uid = nobody
+	}
+	d := startDaemonAs(t, uid, "")
+	proc := fmt.Sprintf("/proc/%d", d.cmd.Process.Pid)
+	limits, err := os.ReadFile(proc + "/limits")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(string(limits), "\n") {
+		if f := strings.Fields(line); strings.HasPrefix(line, "Max core file size") && f[4] != "0" {
+			t.Errorf("core files are allowed: %s", line)
+		}
+	}
+	for _, name := range []string{"environ", "mem", "maps"} {
+		cmd := exec.Command("head", "-c", "1", proc+"/"+name)
+		if uid != os.Geteuid() {
+			cmd.SysProcAttr = as(uid)
+		}
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "ermission denied") {
+			t.Errorf("%s can be read by a process of the same user: %q, %v", name, out, err)
+		}
+	}
+	d.cli(t, bearer, "source", "add", "api")
+	if r := get(d.client(t), d.origin.URL("/bearer")); r.err != nil || r.status != http.StatusOK {
+		t.Errorf("a request through it: %+v", r)
 	}
 }

@@ -340,6 +340,9 @@ func (d *doctor) proxy(ctx context.Context) finding {
 	if !d.alive {
 		return doubtful("not looked at: the daemon does not answer")
 	}
+	if anyPort(d.cfg.Listen.Proxy) {
+		return doubtful("not looked at: %s is any port", d.cfg.Listen.Proxy)
+	}
 	dialer := net.Dialer{Timeout: 2 * time.Second}
 	c, err := dialer.DialContext(ctx, "tcp", d.cfg.Listen.Proxy)
 	if err != nil {
@@ -349,12 +352,16 @@ func (d *doctor) proxy(ctx context.Context) finding {
 	return fine("%s accepts", d.cfg.Listen.Proxy)
 }
 
+func anyPort(addr string) bool { return strings.HasSuffix(addr, ":0") }
+
 func (d *doctor) ops(ctx context.Context) finding {
 	switch {
 	case d.cfg.Listen.Ops == "":
 		return fine("none configured")
 	case !d.alive:
 		return doubtful("not looked at: the daemon does not answer")
+	case anyPort(d.cfg.Listen.Ops):
+		return doubtful("not looked at: %s is any port", d.cfg.Listen.Ops)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.cfg.Listen.Ops+"/readyz", nil)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -200,6 +201,10 @@ func (s *secretFlags) collectSets(in *specInput) error {
 	return nil
 }
 
+// variable is how names of variables are usually written. What looks otherwise may be the
+// secret itself, given by mistake, and is not repeated.
+var variable = regexp.MustCompile(`^[A-Z_][A-Z0-9_]{0,39}$`)
+
 // secretFrom reads one secret from a variable or a file; - is stdin. A token loses the
 // newline that editors and echo leave at the end; PEM stays as it is.
 func (a *app) secretFrom(flag, name string, env, pem bool) (string, error) {
@@ -209,6 +214,9 @@ func (a *app) secretFrom(flag, name string, env, pem bool) (string, error) {
 		return "", usage("%s is empty", flag)
 	case env:
 		v, ok := a.lookupEnv(name)
+		if !ok && !variable.MatchString(name) {
+			return "", usage("%s: what it names is no environment variable that is set", flag)
+		}
 		if !ok {
 			return "", usage("%s: the environment variable %s is not set", flag, name)
 		}
