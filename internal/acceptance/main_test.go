@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 // build makes the binary as the Makefile does, and with the race detector when the tests
 // have it.
 func build(dir string) error {
-	// Another user must be able to run it (see TestRunChildCannotReadItsParent).
+	// Another user must be able to run it (see TestAttack_G07_G08_run_child_sees_no_secret).
 	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // as said
 		return err
 	}

@@ -113,7 +113,7 @@ func TestTortureKill9DuringWrites(t *testing.T) {
 	}
 	x.d.start()
 	x.verify(rounds)
-	if got := x.d.cli("", "doctor", "--config", x.d.path("egressd.yaml")); got.code != 0 || !strings.Contains(got.stdout, "sources open") {
+	if got := x.d.cli("", "doctor", "--config", x.d.path("egressd.yaml"), "--listen-proxy", x.d.proxy, "--listen-ops", x.d.ops); got.code != 0 || !strings.Contains(got.stdout, "sources open") {
 		t.Errorf("doctor: %s", got)
 	}
 	x.d.stop()
