@@ -166,7 +166,7 @@ func readTrailers(rd *reader) (http.Header, error) {
 	if n == 0 {
 		return nil, nil
 	}
-	h, err := parseFields(all.String(), n)
+	h, err := parseFields(all.String(), n, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -186,7 +186,7 @@ func (c *ClientConn) readHead(req *http.Request, opts *RoundTripOptions) (*http.
 		}
 		a := new(answer)
 		resp := &a.resp
-		if err := parseResponse(resp, head, lines); err != nil {
+		if err := parseResponse(resp, head, lines, a.values[:]); err != nil {
 			return nil, badGateway(err)
 		}
 		resp.Request = req

@@ -13,8 +13,9 @@ import (
 
 // answer is what one answer needs, allocated at once.
 type answer struct {
-	resp http.Response
-	body responseBody
+	resp   http.Response
+	body   responseBody
+	values [usualFields]string
 }
 
 // responseBody is the body of an answer. Its end, or Close, gives the connection back.

@@ -53,10 +53,13 @@ func all(s string, want uint8) bool {
 }
 
 // parseFields parses field lines ("Name: value\r\n" each). Names become canonical;
-// values are substrings of s.
-func parseFields(s string, n int) (http.Header, error) {
+// values are substrings of s. room, if it is large enough for n values, holds them.
+func parseFields(s string, n int, room []string) (http.Header, error) {
 	h := make(http.Header, n)
-	values := make([]string, n)
+	values := room
+	if len(values) < n {
+		values = make([]string, n)
+	}
 	for len(s) > 0 {
 		end := strings.Index(s, "\r\n")
 		line := s[:end]

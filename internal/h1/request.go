@@ -42,14 +42,15 @@ func parseRequestLine(line string) (requestLine, error) {
 
 func digit(c byte) bool { return c >= '0' && c <= '9' }
 
-// parseRequest interprets a whole head (lines lines in all) into req.
-func (s *Server) parseRequest(req *http.Request, head string, lines int) (framing, error) {
+// parseRequest interprets a whole head (lines lines in all) into req; see parseFields
+// for room.
+func (s *Server) parseRequest(req *http.Request, head string, lines int, room []string) (framing, error) {
 	end := strings.Index(head, "\r\n")
 	line, err := parseRequestLine(head[:end])
 	if err != nil {
 		return framing{}, err
 	}
-	req.Header, err = parseFields(head[end+2:], lines-1)
+	req.Header, err = parseFields(head[end+2:], lines-1, room)
 	if err != nil {
 		return framing{}, err
 	}

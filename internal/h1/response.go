@@ -14,7 +14,7 @@ func badGateway(err error) error {
 }
 
 // parseResponse interprets a response head.
-func parseResponse(resp *http.Response, head string, lines int) (err error) {
+func parseResponse(resp *http.Response, head string, lines int, room []string) (err error) {
 	end := strings.Index(head, "\r\n")
 	line := head[:end]
 	resp.ProtoMajor = 1
@@ -36,7 +36,7 @@ func parseResponse(resp *http.Response, head string, lines int) (err error) {
 	}
 	resp.StatusCode = int(n)
 	resp.Status = line
-	resp.Header, err = parseFields(head[end+2:], lines-1)
+	resp.Header, err = parseFields(head[end+2:], lines-1, room)
 	return err
 }
 

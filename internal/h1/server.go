@@ -115,7 +115,7 @@ func (c *conn) fill(p []byte) (int, error) {
 	switch {
 	case c.inBody:
 		c.read.set(c.nc, c.srv.BodyStall)
-		if c.cut.Load() { // after the deadline was set: see requestBody.interrupt
+		if c.cut.Load() { // after the deadline was set: see requestBody.lock
 			_ = c.nc.SetReadDeadline(aLongTimeAgo)
 		}
 	case !c.begun && c.rd.buffered() > 0:
@@ -127,10 +127,14 @@ func (c *conn) fill(p []byte) (int, error) {
 
 // exchange is what one request needs, allocated at once.
 type exchange struct {
-	req  http.Request
-	url  url.URL
-	body requestBody
+	req    http.Request
+	url    url.URL
+	body   requestBody
+	values [usualFields]string
 }
+
+// usualFields is how many header fields cost no allocation of their own.
+const usualFields = 12
 
 // serveOne serves one request and says whether another may follow.
 func (c *conn) serveOne() bool {
@@ -145,7 +149,7 @@ func (c *conn) serveOne() bool {
 	x := &exchange{req: *c.base}
 	req := &x.req
 	req.URL = &x.url
-	f, err := c.srv.parseRequest(req, head, lines)
+	f, err := c.srv.parseRequest(req, head, lines, x.values[:])
 	if err != nil {
 		c.reject(err)
 		return false

@@ -117,7 +117,7 @@ func TestLargeBodies(t *testing.T) {
 		}
 	}
 	runtime.ReadMemStats(&after)
-	if grown := after.TotalAlloc - before.TotalAlloc; grown > 8<<20 {
+	if grown := after.TotalAlloc - before.TotalAlloc; !raceDetector && grown > 8<<20 { // under it sync.Pool forgets on purpose
 		t.Fatalf("256 MiB were carried with %d KiB of allocations", grown>>10)
 	}
 }
