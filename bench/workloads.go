@@ -44,6 +44,7 @@ func workloads() []workload {
 		{name: "ndjson", title: "delay of an NDJSON event, p50", unit: "µs", proxies: all, run: streamRun("/ndjson")},
 		{name: "idle", title: "idle intercepted tunnel", unit: "KiB", once: idleTunnels},
 		{name: "closed", title: "memory after closing tunnels, over start", unit: "×", once: closedTunnels},
+		{name: "closed-again", title: "the same tunnels once more, over after the first time", unit: "×", once: func(*bench) error { return nil }}, // measured by closed
 		{name: "mint", title: "64 first connections to one host: certificates seen", unit: "", once: mintOnce},
 	}
 }
