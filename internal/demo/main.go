@@ -2,8 +2,8 @@
 // token, the daemon, and a client that has no token. It drives the built binary as an
 // operator would, and leaves the daemon running with what to try next.
 //
-// When standard input is not a terminal, or DEMO_EXIT=1, it ends after its steps; its
-// exit code says whether all of them came out as they should.
+// With DEMO_EXIT=1 it ends after its steps; its exit code says whether all of them came
+// out as they should.
 package main
 
 import (
@@ -15,8 +15,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
-
-	"golang.org/x/term"
 )
 
 func main() {
@@ -24,8 +22,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	stay := term.IsTerminal(int(os.Stdin.Fd())) && os.Getenv("DEMO_EXIT") == ""
-	if err := run(ctx, os.Stdout, *bin, stay); err != nil {
+	if err := run(ctx, os.Stdout, *bin, os.Getenv("DEMO_EXIT") == ""); err != nil {
 		_, _ = fmt.Fprintln(os.Stderr, "demo:", err)
 		stop()
 		os.Exit(1)
