@@ -45,10 +45,11 @@ type upstream struct {
 	metrics *metrics
 	h1lim   h1.Limits
 
-	mu     sync.Mutex
-	pools  map[poolKey]*pool
-	idle   int
-	closed bool
+	mu      sync.Mutex
+	pools   map[poolKey]*pool
+	retired []*pool // forgotten less than idleLifetime ago
+	idle    int
+	closed  bool
 
 	perSandbox *quota // connections that are open, in use or idle
 }
@@ -61,9 +62,10 @@ type pool struct {
 	tls     *clientTLS
 	alpn    atomic.Uint32 // what the origin spoke: alpnUnknown, alpnH1, alpnH2
 
-	mu   sync.Mutex
-	idle []*upConn // oldest first
-	used time.Time
+	mu      sync.Mutex
+	idle    []*upConn // oldest first
+	used    time.Time
+	retired bool // forgotten: what was in use when that happened is not kept
 
 	h2once sync.Once
 	h2     *http.Transport
@@ -261,7 +263,7 @@ func (c *upConn) done(reusable bool) {
 	}
 	now := time.Now()
 	p.mu.Lock()
-	if len(p.idle) < maxIdlePerPool {
+	if len(p.idle) < maxIdlePerPool && !p.retired {
 		c.since, p.used = now, now
 		p.idle = append(p.idle, c)
 		p.mu.Unlock()
@@ -382,7 +384,7 @@ func (e *dialError) Unwrap() error { return e.error }
 func (p *pool) startH2() {
 	protos := new(http.Protocols)
 	protos.SetHTTP2(true)
-	p.h2 = &http.Transport{
+	h2 := &http.Transport{
 		Proxy: nil, Protocols: protos, DisableCompression: true, ForceAttemptHTTP2: true,
 		MaxResponseHeaderBytes: int64(p.up.h1lim.HeadBytes), IdleConnTimeout: idleLifetime,
 		ResponseHeaderTimeout: p.up.limits.ResponseHeaderTimeout,
@@ -401,6 +403,9 @@ func (p *pool) startH2() {
 			return nc, nil
 		},
 	}
+	p.mu.Lock()
+	p.h2 = h2
+	p.mu.Unlock()
 }
 
 // closeIdleOf ends idle connections that carry material of a source; of any source if
@@ -431,8 +436,12 @@ func (u *upstream) forget(match func(*pool) bool) {
 			delete(u.pools, k)
 		}
 	}
+	u.retired = append(u.retired, drop...)
 	u.mu.Unlock()
 	for _, p := range drop {
+		p.mu.Lock()
+		p.retired, p.used = true, time.Now()
+		p.mu.Unlock()
 		p.closeIdle(time.Time{})
 	}
 }
@@ -447,14 +456,14 @@ func (p *pool) closeIdle(before time.Time) int {
 	}
 	old := append([]*upConn(nil), p.idle[:n]...)
 	p.idle = append(p.idle[:0], p.idle[n:]...)
-	left := len(p.idle)
+	left, h2 := len(p.idle), p.h2
 	p.mu.Unlock()
 	p.up.addIdle(-n)
 	for _, c := range old {
 		_ = c.nc.Close()
 	}
-	if before.IsZero() && p.h2 != nil {
-		p.h2.CloseIdleConnections()
+	if before.IsZero() && h2 != nil {
+		h2.CloseIdleConnections()
 	}
 	return left
 }
@@ -466,7 +475,10 @@ func (u *upstream) sweepOnce(before time.Time) {
 	for _, p := range u.pools {
 		all = append(all, p)
 	}
+	old := u.retired
+	u.retired = nil
 	u.mu.Unlock()
+	u.sweepRetired(old, before)
 	for _, p := range all {
 		if p.closeIdle(before) > 0 {
 			continue
@@ -480,6 +492,24 @@ func (u *upstream) sweepOnce(before time.Time) {
 			u.mu.Unlock()
 		}
 	}
+}
+
+// sweepRetired closes h2 connections that were in use when their pool was forgotten and
+// are not any more. Of those still in use after idleLifetime the transport's own idle
+// timeout takes care.
+func (u *upstream) sweepRetired(pools []*pool, before time.Time) {
+	var keep []*pool
+	for _, p := range pools {
+		p.closeIdle(time.Time{})
+		p.mu.Lock()
+		if p.used.After(before) {
+			keep = append(keep, p)
+		}
+		p.mu.Unlock()
+	}
+	u.mu.Lock()
+	u.retired = append(u.retired, keep...)
+	u.mu.Unlock()
 }
 
 func (u *upstream) close() {
