@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -282,6 +283,27 @@ func (d *daemon) sane() {
 func (d *daemon) tail() []byte {
 	b := d.errout.since(0)
 	return b[max(0, len(b)-4000):]
+}
+
+// metric is the value of a metric without labels.
+func (d *daemon) metric(name string) float64 {
+	d.t.Helper()
+	req, err := http.NewRequest(http.MethodGet, "http://"+d.ops+"/metrics", nil)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	a := send(http.DefaultClient, req)
+	for line := range strings.Lines(string(a.body)) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				d.t.Fatal(err)
+			}
+			return v
+		}
+	}
+	d.t.Fatalf("there is no metric %s: %s", name, a)
+	return 0
 }
 
 // audit is the audit log as it stands.
