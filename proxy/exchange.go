@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -206,7 +207,11 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 		return
 	}
 	if !cleanResponse(resp.Header, x.source != nil || x.cert != nil, keep) {
-		s.upstreamError(w, r, x, errors.New("several Content-Length values"))
+		s.upstreamError(w, r, x, fmt.Errorf("%w: several Content-Length values", errUpstreamResponse))
+		return
+	}
+	if resp.StatusCode < http.StatusOK || resp.StatusCode > 999 { // h2: net/http passes any number on
+		s.upstreamError(w, r, x, fmt.Errorf("%w: status", errUpstreamResponse))
 		return
 	}
 	x.status = resp.StatusCode
@@ -215,7 +220,11 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 		h[k] = v
 	}
 	w.WriteHeader(resp.StatusCode)
-	x.bytesOut, err = copyBody(w, resp, r.ProtoMajor == 2)
+	var stall *stallGuard
+	if r.ProtoMajor == 2 {
+		stall = &stallGuard{rc: http.NewResponseController(w), limit: s.limits.StallTimeout}
+	}
+	x.bytesOut, err = copyBody(w, resp, stall)
 	x.bytesIn = body.count()
 	if err != nil {
 		x.outcome, x.detail = outcomeAborted, "body: "+err.Error()
@@ -274,21 +283,30 @@ var buffers = sync.Pool{New: func() any { return new(copyBuffer) }}
 
 // copyBody passes every read on at once: a stream of any content type is never held
 // back, and an answer that came in one piece leaves in one piece.
-func copyBody(w http.ResponseWriter, resp *http.Response, h2 bool) (int64, error) {
+func copyBody(w http.ResponseWriter, resp *http.Response, stall *stallGuard) (int64, error) {
 	buf, _ := buffers.Get().(*copyBuffer)
 	defer buffers.Put(buf)
+	defer stall.close()
 	flusher, _ := w.(http.Flusher)
+	h2 := stall != nil
 	var total int64
 	for {
 		n, err := resp.Body.Read(buf[:])
 		if n > 0 {
+			whole := err == io.EOF || total+int64(n) == resp.ContentLength
+			if whole {
+				stall.last()
+			} else {
+				stall.begin()
+			}
 			if _, werr := w.Write(buf[:n]); werr != nil {
 				return total, werr
 			}
 			total += int64(n)
-			if flusher != nil && err == nil && total != resp.ContentLength && (h2 || resp.ContentLength >= 0) {
+			if flusher != nil && err == nil && !whole && (h2 || resp.ContentLength >= 0) {
 				flusher.Flush()
 			}
+			stall.end()
 		}
 		if err == io.EOF {
 			return total, nil

@@ -156,6 +156,7 @@ func (s *Server) serveInTunnelH2(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "", http.StatusInternalServerError)
 		return
 	}
+	defer t.settle(r.Context())
 	if ref := checkH2Head(r, t); ref != nil {
 		x := t.begin(s)
 		x.method = r.Method
@@ -166,6 +167,24 @@ func (s *Server) serveInTunnelH2(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.NoBody
 	}
 	s.serveInTunnel(w, r)
+}
+
+// resetCredit is how many more streams a client may give up than it lets finish.
+const resetCredit = 200
+
+// settle is called when the handler of an h2 stream returns. net/http counts only the
+// resets that come faster than handlers start; each of the others costs a request to
+// an origin, so a client that does little else loses its connection (CVE-2023-44487).
+func (t *tunnel) settle(stream context.Context) {
+	if stream.Err() == nil {
+		if n := t.resets.Load(); n > 0 {
+			t.resets.CompareAndSwap(n, n-1) // that another one is lost to a race matters to nobody
+		}
+		return
+	}
+	if t.resets.Add(1) > resetCredit {
+		t.handle.cut()
+	}
 }
 
 // checkH2Head refuses what h1 refuses and net/http's h2 server lets through, so that a

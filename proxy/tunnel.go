@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 )
 
 // tunnel is one client connection and, after CONNECT, the one destination that it
@@ -23,6 +24,7 @@ type tunnel struct {
 	ctx      context.Context //nolint:containedctx // ends when what is open is cut
 	drain    context.Context //nolint:containedctx // ends earlier: when draining begins
 	absolute dest            // of the absolute-form request being served
+	resets   atomic.Int32    // h2 streams given up, less those that finished
 	next     func()          // what the connection's owner does after the edge
 }
 
