@@ -202,6 +202,9 @@ func (b *bench) measure(w workload) error {
 	if w.rounds > 0 {
 		rounds = min(rounds, w.rounds)
 	}
+	if w.short {
+		rounds *= 3
+	}
 	fmt.Fprintf(os.Stderr, "%-16s", w.name)
 	defer fmt.Fprintln(os.Stderr)
 	for round := range rounds {

@@ -21,7 +21,8 @@ const apiName = "api.bench.test"
 type workload struct {
 	name, title, unit string
 	proxies           []string
-	rounds            int // at most; 0: as the plan says
+	rounds            int  // at most; 0: as the plan says
+	short             bool // a sample is short and noise is long: three times the rounds
 	run               func(b *bench, t *target, round int) (float64, error)
 	once              func(b *bench) error // instead of run: adds its samples itself
 }
@@ -31,7 +32,7 @@ func workloads() []workload {
 	through := all[1:]
 	return []workload{
 		{name: "h1", title: "HTTP/1.1, 64 clients keep-alive, 1 KiB", unit: "req/CPU-s", proxies: through, run: keepAlive},
-		{name: "latency", title: "one client, p50", unit: "µs", proxies: all, run: latency},
+		{name: "latency", title: "one client, p50", unit: "µs", proxies: all, short: true, run: latency},
 		{name: "h2", title: "HTTP/2 client, 64 streams, 1 KiB", unit: "req/CPU-s", proxies: []string{hijack, egressd}, run: h2Streams},
 		{name: "newconn", title: "new connection per request", unit: "req/CPU-s", proxies: through, run: newConns},
 		{name: "resume", title: "new connection per request, sessions resumed", unit: "req/CPU-s", proxies: through, run: resumed},
