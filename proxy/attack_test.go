@@ -264,3 +264,13 @@ func (g *rig) setStatus(t testing.TB, name string, status store.Status) {
 		t.Fatal(err)
 	}
 }
+
+// tlsOn completes a handshake for good.test on an open tunnel.
+func tlsOn(t testing.TB, g *rig, nc net.Conn) *tls.Conn {
+	t.Helper()
+	tc := tls.Client(nc, &tls.Config{ServerName: "good.test", RootCAs: g.roots()})
+	if err := tc.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	return tc
+}

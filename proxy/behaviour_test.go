@@ -20,6 +20,7 @@ import (
 
 	"github.com/egressd/egressd/internal/audit"
 	"github.com/egressd/egressd/internal/testbed"
+	"github.com/egressd/egressd/proxy"
 )
 
 // ready is a stack with the base policy and its source.
@@ -333,4 +334,14 @@ func TestDrain(t *testing.T) {
 	if _, err := net.DialTimeout("tcp", s.addr, time.Second); err == nil {
 		t.Error("still accepting")
 	}
+}
+
+func TestOriginThatNeverAnswersIsATimeout(t *testing.T) {
+	s := ready(t, options{limits: proxy.Limits{ResponseHeaderTimeout: 500 * time.Millisecond}})
+	bothVersions(t, s, func(t *testing.T, c *http.Client) {
+		a := get(t, c, s.bed.Good.URL("/wait?ms=10000"))
+		if a.status != http.StatusGatewayTimeout || a.header.Get("X-Egressd-Error") != "upstream_timeout" {
+			t.Errorf("%+v", a)
+		}
+	})
 }

@@ -240,7 +240,6 @@ func (s *Server) decide(ctx context.Context, b *bound, f *policy.Flow) (policy.D
 // dialRefusal puts an error of lookup, dial or upstream handshake into words for the client.
 func dialRefusal(err error) *refusal {
 	r := &refusal{status: http.StatusBadGateway, code: codeDial, detail: err.Error()}
-	var ne net.Error
 	switch {
 	case errors.Is(err, netguard.ErrForbiddenAddress):
 		r.status, r.code = http.StatusForbidden, codeForbiddenAddr
@@ -254,8 +253,14 @@ func dialRefusal(err error) *refusal {
 		r.code = codeDNS
 	case errors.Is(err, errUpstreamTLS):
 		r.code = codeUpstreamTLS
-	case errors.As(err, &ne) && ne.Timeout():
+	case isTimeout(err):
 		r.status, r.code = http.StatusGatewayTimeout, codeUpstreamTimeout
 	}
 	return r
+}
+
+// isTimeout says whether a deadline ended it, net's, a context's or the h2 client's.
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &ne) && ne.Timeout()
 }

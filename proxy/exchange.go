@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 
@@ -261,7 +260,7 @@ func (s *Server) upstreamError(w http.ResponseWriter, r *http.Request, x *record
 		ref = &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: pe.Reason, close: true}
 	case errors.Is(err, errUpstreamResponse):
 		ref = &refusal{status: http.StatusBadGateway, code: codeUpstream, detail: err.Error()}
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		if isTimeout(err) {
 			ref.status, ref.code = http.StatusGatewayTimeout, codeUpstreamTimeout
 		}
 	default:

@@ -46,6 +46,9 @@ type replayConn struct {
 	once   sync.Once
 }
 
+// NetConn is the connection underneath, for half-closing and resetting it.
+func (c *replayConn) NetConn() net.Conn { return c.Conn }
+
 func (c *replayConn) Close() error {
 	err := c.Conn.Close()
 	c.once.Do(func() {

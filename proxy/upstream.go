@@ -176,7 +176,7 @@ const slowAfter = time.Second
 func (c *upConn) options(w http.ResponseWriter, r *http.Request, p *plan) *h1.RoundTripOptions {
 	interims, l := 0, c.pool.up.limits
 	return &h1.RoundTripOptions{
-		Target: p.target, Host: p.authority, Upgrade: p.websocket,
+		Target: p.target, Host: p.authority, Upgrade: p.websocket, Trailers: p.trailers,
 		HeaderTimeout: l.ResponseHeaderTimeout, StallTimeout: l.StallTimeout, IdleTimeout: l.IdleTimeout,
 		SlowAfter: slowAfter,
 		Slow: func() {
@@ -364,6 +364,9 @@ type interimGate struct {
 func (g *interimGate) pass(code int, h textproto.MIMEHeader) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if code == http.StatusSwitchingProtocols {
+		return errors.New("unrequested 101") // RFC 9113 section 8.6: h2 has none
+	}
 	if g.n++; g.n <= maxInterims && !g.shut {
 		interim(g.w, code, http.Header(h))
 	}

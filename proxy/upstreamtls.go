@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/egressd/egressd/inject"
+	"github.com/egressd/egressd/internal/h1"
 )
 
 // clientTLS is the configuration of one pool's connections. Session tickets are
@@ -90,7 +91,7 @@ func strongEnough(cs tls.ConnectionState) error {
 func (c *clientTLS) handshake(ctx context.Context, nc net.Conn, d dest, limit time.Duration, alpn []string) (net.Conn, string, error) {
 	conf := c.conf.Clone()
 	conf.NextProtos = alpn
-	tc := tls.Client(nc, conf)
+	tc := tls.Client(h1.TrackEOF(nc), conf) // a cut without close_notify is no end of a body
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := tc.HandshakeContext(ctx); err != nil {
