@@ -72,7 +72,9 @@ func (p *policies) reload(ctx context.Context, force bool) (*generation, error) 
 	}
 	var table *inject.Table
 	if err == nil {
-		table, err = p.compile(ctx, set)
+		if table, err = p.compile(ctx, set); err != nil && p.current.Load() == nil {
+			table, err = p.compileAtBoot(set, err)
+		}
 	}
 	if err != nil {
 		if p.current.Load() == nil {
@@ -135,6 +137,21 @@ func (p *policies) compile(ctx context.Context, set *policy.Set) (*inject.Table,
 	}
 	if len(problems) > 0 {
 		return nil, problems
+	}
+	return table, nil
+}
+
+// compileAtBoot compiles without a look at the sources: what a write to the store alone
+// has made unfit (a narrower allowedDestinations, an archived source, another kind) must
+// not keep the daemon down. Such a credential is refused per request, and said here.
+func (p *policies) compileAtBoot(set *policy.Set, unfit error) (*inject.Table, error) {
+	table, err := inject.Compile(set, p.resolver, func(string, string) (string, bool) { return "", false })
+	if err != nil {
+		return nil, unfit // the files themselves are wrong
+	}
+	for _, x := range problemsOf(p.dir, unfit) {
+		p.log.Error("a source does not fit its binding: its requests are refused until one of them is changed",
+			zap.String("file", x.File), zap.Int("line", x.Line), zap.String("problem", x.Message))
 	}
 	return table, nil
 }
