@@ -133,7 +133,7 @@ func exactly(names ...string) cobra.PositionalArgs {
 }
 
 // finish prints err in one line and gives the exit code.
-func (a *app) finish(cmd *cobra.Command, err error) int {
+func (a *app) finish(err error) int {
 	var child childExit
 	switch {
 	case err == nil:
@@ -147,7 +147,7 @@ func (a *app) finish(cmd *cobra.Command, err error) int {
 		a.printEnvelope(f)
 	}
 	for _, line := range linesOf(f) {
-		fmt.Fprintf(a.stderr, "egressd: %s\n", oneLine(line))
+		a.notef("egressd: %s\n", oneLine(line))
 	}
 	return f.code
 }
@@ -188,8 +188,14 @@ func (a *app) writeJSON(v any) {
 	_ = enc.Encode(v) // types of our own; a reader that went away
 }
 
+// printf writes to stdout. A reader that went away is not worth an exit code.
+func (a *app) printf(format string, args ...any) { _, _ = fmt.Fprintf(a.stdout, format, args...) }
+
+// notef writes to stderr.
+func (a *app) notef(format string, args ...any) { _, _ = fmt.Fprintf(a.stderr, format, args...) }
+
 func (a *app) warn(format string, args ...any) {
-	fmt.Fprintf(a.stderr, "egressd: warning: %s\n", oneLine(fmt.Sprintf(format, args...)))
+	a.notef("egressd: warning: %s\n", oneLine(fmt.Sprintf(format, args...)))
 }
 
 // terminal is stdin as a terminal, nil when it is none.

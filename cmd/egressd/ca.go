@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"net/http"
 	"os"
 
@@ -64,10 +63,10 @@ func (a *app) caExport(d *dialFlags) *cobra.Command {
 				_, err = a.stdout.Write(pem)
 				return err
 			}
-			if err := os.WriteFile(out, pem, 0o644); err != nil { // a certificate is public
+			if err := os.WriteFile(out, pem, 0o644); err != nil { //nolint:gosec // a certificate is public
 				return usage("--out: %w", fileError(out, err))
 			}
-			fmt.Fprintf(a.stderr, "wrote %s\n", out)
+			a.notef("wrote %s\n", out)
 			return nil
 		},
 	}

@@ -208,7 +208,7 @@ func (c *client) do(ctx context.Context, method, path string, body any, headers 
 	if err != nil {
 		return nil, c.unreachable(err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // it was read to its end, or is of no use
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
 		return nil, fail(exitNetwork, "the answer of %s broke off: %w", c.where, bare(err))
@@ -345,7 +345,7 @@ func readSmall(name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read
 	return readAllSmall(f)
 }
 

@@ -85,7 +85,7 @@ func listenSocket(ctx context.Context, path string) (net.Listener, error) {
 	case info.Mode()&fs.ModeSocket == 0:
 		return nil, fail(exitNetwork, "api.socket %s is there and is not a socket: remove it, or set --api-socket", path)
 	default:
-		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		if c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path); err == nil {
 			_ = c.Close()
 			return nil, fail(exitConflict, "another program answers on api.socket %s: stop it, or set --api-socket", path)
 		}

@@ -25,6 +25,5 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	cmd, err := root.ExecuteContextC(ctx)
-	return a.finish(cmd, err)
+	return a.finish(root.ExecuteContext(ctx))
 }

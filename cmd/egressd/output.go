@@ -14,10 +14,10 @@ import (
 
 func (a *app) table(rows [][]string) {
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	defer w.Flush()
 	for _, r := range rows {
-		fmt.Fprintln(w, strings.Join(r, "\t"))
+		_, _ = fmt.Fprintln(w, strings.Join(r, "\t")) // kept until Flush
 	}
+	_ = w.Flush() // a reader that went away
 }
 
 func stamp(t *time.Time) string {
@@ -62,7 +62,7 @@ func (a *app) confirm(yes bool, what string) error {
 	if tty == nil {
 		return usage("this would %s: say --yes (there is no terminal to ask at)", what)
 	}
-	fmt.Fprintf(a.stderr, "%s? [y/N] ", what)
+	a.notef("%s? [y/N] ", what)
 	line, err := readLine(bufio.NewReader(tty))
 	if err != nil {
 		return err

@@ -132,18 +132,18 @@ func (a *app) reported(r api.PolicyReport, set *policy.Set) error {
 			a.warn("%s", problemLine(w))
 		}
 		for _, p := range r.Problems {
-			fmt.Fprintln(a.stderr, problemLine(p))
+			a.notef("%s\n", problemLine(p))
 		}
 	}
 	if !r.OK {
 		return &failed{code: exitUsage}
 	}
 	if !a.json {
-		fmt.Fprintf(a.stdout, "policy is good (%s)", r.Hash)
+		a.printf("policy is good (%s)", r.Hash)
 		if set != nil {
-			fmt.Fprintf(a.stdout, ": %s, %s", count(len(set.Sandboxes()), "sandbox", "sandboxes"), count(len(set.CredentialRules()), "credential rule", "credential rules"))
+			a.printf(": %s, %s", count(len(set.Sandboxes()), "sandbox", "sandboxes"), count(len(set.CredentialRules()), "credential rule", "credential rules"))
 		}
-		fmt.Fprintln(a.stdout)
+		a.printf("\n")
 	}
 	return nil
 }
@@ -290,10 +290,10 @@ func (a *app) printExplanation(r api.ExplainRequest, out api.ExplainResult) {
 		rows = append(rows, []string{mark, s.Stage, s.Rule, s.Detail, where})
 	}
 	a.table(rows)
-	fmt.Fprintf(a.stdout, "%s: %s %s by %s\n", out.Action, r.Method, r.URL, r.Sandbox)
+	a.printf("%s: %s %s by %s\n", out.Action, r.Method, r.URL, r.Sandbox)
 	for _, c := range []*api.ExplainCredential{out.Credential, out.ClientCert} {
 		if c != nil {
-			fmt.Fprintf(a.stdout, "credential: rule %s projects %s of source %s (%s:%d)\n", c.Rule, c.Projection, c.Source, c.File, c.Line)
+			a.printf("credential: rule %s projects %s of source %s (%s:%d)\n", c.Rule, c.Projection, c.Source, c.File, c.Line)
 		}
 	}
 }
@@ -346,11 +346,11 @@ func (a *app) shownPolicy(v api.PolicyView) error {
 	}
 	slices.SortFunc(rows[1:], func(x, y []string) int { return strings.Compare(x[0], y[0]) })
 	a.table(rows)
-	fmt.Fprintf(a.stdout, "policy %s", v.Hash)
+	a.printf("policy %s", v.Hash)
 	if !v.LoadedAt.IsZero() {
-		fmt.Fprintf(a.stdout, ", in force since %s", stamp(&v.LoadedAt))
+		a.printf(", in force since %s", stamp(&v.LoadedAt))
 	}
-	fmt.Fprintln(a.stdout)
+	a.printf("\n")
 	return nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
@@ -364,7 +363,7 @@ func (s *session) run(ctx context.Context, args []string) error {
 	g.Go(func() error { return s.plane.resolver.Run(failing) })
 	g.Go(func() error { return s.plane.proxy.Serve(failing, s.ln) })
 	if !s.flags.quiet {
-		fmt.Fprintln(s.app.stderr, "egressd: nothing forces this command through the proxy: what ignores the proxy variables goes out directly, without a credential")
+		s.app.notef("egressd: nothing forces this command through the proxy: what ignores the proxy variables goes out directly, without a credential\n")
 	}
 	err := runChild(failing, s.app, args, s.childEnv())
 	down, cancel := context.WithTimeout(context.WithoutCancel(ctx), runGrace)

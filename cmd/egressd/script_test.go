@@ -189,7 +189,7 @@ func (s *scriptDaemon) waitReady(url string) error {
 		select {
 		case err := <-s.done:
 			text, _ := os.ReadFile(s.log)
-			return fmt.Errorf("the daemon ended (%v):\n%s", err, text)
+			return fmt.Errorf("the daemon ended (%w):\n%s", err, text)
 		default:
 		}
 		if resp, err := c.Get(url); err == nil {

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -173,7 +172,7 @@ func (a *app) shownSource(res *answer, err error, done string) error {
 	if v.Unchanged {
 		done = "unchanged"
 	}
-	fmt.Fprintf(a.stdout, "%s %s (%s, version %d, %s)\n", v.Name, done, v.ResolverKind, v.CurrentVersion, v.Status)
+	a.printf("%s %s (%s, version %d, %s)\n", v.Name, done, v.ResolverKind, v.CurrentVersion, v.Status)
 	if v.Health != "ok" {
 		a.warn("%s: %s", v.Name, v.Health)
 	}
@@ -347,7 +346,7 @@ func (a *app) sourceDelete(d *dialFlags) *cobra.Command {
 			if a.json {
 				return a.raw(res)
 			}
-			fmt.Fprintf(a.stdout, "%s deleted\n", args[0])
+			a.printf("%s deleted\n", args[0])
 			return nil
 		},
 	}
@@ -381,11 +380,10 @@ func (a *app) sourceGet(d *dialFlags) *cobra.Command {
 }
 
 func (a *app) printSource(s api.Source) {
-	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	defer w.Flush()
+	var rows [][]string
 	row := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(w, "%s\t%s\n", name, value)
+			rows = append(rows, []string{name, value})
 		}
 	}
 	row("name", s.Name)
@@ -408,6 +406,7 @@ func (a *app) printSource(s api.Source) {
 	row("resolved", stamp(s.LastResolvedAt))
 	row("used", stamp(s.LastUsedAt))
 	row("expires", stamp(s.ExpiresAt))
+	a.table(rows)
 }
 
 func (a *app) sourceList(d *dialFlags) *cobra.Command {
@@ -479,15 +478,15 @@ func (a *app) sourceKinds(d *dialFlags) *cobra.Command {
 				return err
 			}
 			for _, k := range reg.Kinds() {
-				fmt.Fprintf(a.stdout, "%s: %s\n", k.Name, k.About)
+				a.printf("%s: %s\n", k.Name, k.About)
 				for _, in := range k.Inputs {
 					need := "optional"
 					if in.Required {
 						need = "required"
 					}
-					fmt.Fprintf(a.stdout, "    %s.%s (%s): %s\n", k.Block, in.Name, need, in.About)
+					a.printf("    %s.%s (%s): %s\n", k.Block, in.Name, need, in.About)
 				}
-				fmt.Fprintf(a.stdout, "    projections: %s\n", strings.Join(k.Projections, ", "))
+				a.printf("    projections: %s\n", strings.Join(k.Projections, ", "))
 			}
 			return nil
 		},

@@ -391,19 +391,19 @@ func (in *specInput) prompt(tty *os.File, missing []source.Input) error {
 func (in *specInput) ask(tty *os.File, lines *bufio.Reader, x source.Input) (string, error) {
 	switch {
 	case x.Multiline:
-		fmt.Fprintf(in.app.stderr, "file with %s: ", x.Name)
+		in.app.notef("file with %s: ", x.Name)
 		name, err := readLine(lines)
 		if err != nil {
 			return "", err
 		}
 		return in.app.secretFrom(x.Name, name, false, true)
 	case !x.Secret:
-		fmt.Fprintf(in.app.stderr, "%s: ", x.Name)
+		in.app.notef("%s: ", x.Name)
 		return readLine(lines)
 	}
-	fmt.Fprintf(in.app.stderr, "%s (not shown): ", x.Name)
+	in.app.notef("%s (not shown): ", x.Name)
 	b, err := term.ReadPassword(int(tty.Fd()))
-	fmt.Fprintln(in.app.stderr)
+	in.app.notef("\n")
 	if err != nil {
 		return "", usage("the terminal cannot be read: %w", err)
 	}

@@ -69,7 +69,7 @@ func tighten(dir string) (bool, error) {
 	case mode&0o055 == 0:
 		return false, nil
 	}
-	if err := os.Chmod(dir, 0o700); err != nil {
+	if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a directory
 		return false, fail(exitStore, "stateDir %s is open to others (mode %04o) and that cannot be changed: %w", dir, mode, err)
 	}
 	return true, nil

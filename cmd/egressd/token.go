@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"net/http"
 	"net/url"
 
@@ -43,8 +42,8 @@ func (a *app) tokenCreate(d *dialFlags) *cobra.Command {
 			if err := res.into(&t); err != nil {
 				return err
 			}
-			fmt.Fprintln(a.stdout, t.Value)
-			fmt.Fprintf(a.stderr, "token %s (%s, team %s): the value above is not shown again\n", t.Name, t.Role, t.Team)
+			a.printf("%s\n", t.Value)
+			a.notef("token %s (%s, team %s): the value above is not shown again\n", t.Name, t.Role, t.Team)
 			return nil
 		},
 	}
@@ -96,7 +95,7 @@ func (a *app) tokenRevoke(d *dialFlags) *cobra.Command {
 			if err != nil || a.json {
 				return a.rawOr(res, err)
 			}
-			fmt.Fprintf(a.stdout, "%s revoked\n", args[0])
+			a.printf("%s revoked\n", args[0])
 			return nil
 		},
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"net/http"
 	"runtime"
 	"runtime/debug"
@@ -62,11 +61,11 @@ func (a *app) versionCmd() *cobra.Command {
 				a.printData(v)
 				return nil
 			}
-			fmt.Fprintf(a.stdout, "egressd %s", v.Version)
+			a.printf("egressd %s", v.Version)
 			if v.Commit != "" {
-				fmt.Fprintf(a.stdout, " (%s)", v.Commit)
+				a.printf(" (%s)", v.Commit)
 			}
-			fmt.Fprintf(a.stdout, " %s, API %s\n", v.GoVersion, v.APIVersion)
+			a.printf(" %s, API %s\n", v.GoVersion, v.APIVersion)
 			return nil
 		},
 	}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -86,8 +87,8 @@ func TestBadFiles(t *testing.T) {
 
 func TestAllProblemsAtOnce(t *testing.T) {
 	_, err := Load(Input{File: write(t, "listen: {prxy: a}\nlimits: {connections: x}\n"), Env: []string{"EGRESSD_LIMITS_IDLE_TIMEOUT=soon"}, Flags: flags(t, "--upstream-allow-cidrs=lots")})
-	ps, ok := err.(Problems)
-	if !ok {
+	var ps Problems
+	if !errors.As(err, &ps) {
 		t.Fatalf("error is %T: %v", err, err)
 	}
 	var got []string
