@@ -33,6 +33,8 @@ type planeParts struct {
 	audit    *audit.Log
 	own      func() []netip.AddrPort // our listeners, which nobody may dial through us
 	load     loadPolicy
+	// bootUnfit: see policies. A daemon wants it, a single command is better told.
+	bootUnfit bool
 }
 
 // loadPolicy reads and compiles the policy files.
@@ -80,7 +82,8 @@ func newPlane(p planeParts) (*plane, error) {
 			}
 		},
 	})
-	pol := &policies{load: p.load, dir: p.cfg.Policy.Dir, resolver: resolver, sources: p.store, publish: srv.Use, lookup: guard.Lookup, log: p.log.Named("policy")}
+	pol := &policies{load: p.load, dir: p.cfg.Policy.Dir, resolver: resolver, sources: p.store, publish: srv.Use, lookup: guard.Lookup,
+		log: p.log.Named("policy"), bootUnfit: p.bootUnfit}
 	return &plane{guard: guard, proxy: srv, resolver: resolver, policies: pol}, nil
 }
 

@@ -47,6 +47,8 @@ type policies struct {
 	publish  func(*proxy.Ruleset)
 	lookup   func(ctx context.Context, host string) ([]netip.Addr, error)
 	log      *zap.Logger
+	// bootUnfit lets the first set come in force though a source does not fit its binding.
+	bootUnfit bool
 
 	// mu is held for writing while a generation comes in force, and for reading by
 	// those who need the one in force to stay: a delete and its check for bindings.
@@ -72,7 +74,7 @@ func (p *policies) reload(ctx context.Context, force bool) (*generation, error) 
 	}
 	var table *inject.Table
 	if err == nil {
-		if table, err = p.compile(ctx, set); err != nil && p.current.Load() == nil {
+		if table, err = p.compile(ctx, set); err != nil && p.bootUnfit && p.current.Load() == nil {
 			table, err = p.compileAtBoot(set, err)
 		}
 	}

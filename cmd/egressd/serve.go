@@ -183,7 +183,8 @@ func (d *daemon) openPlane(context.Context) (err error) {
 	d.plane, err = newPlane(planeParts{
 		cfg: d.cfg, log: d.log, registry: d.registry, kinds: d.kinds, store: d.store, opener: d.opener,
 		leaves: d.ca, audit: d.audit, own: d.ln.own,
-		load: func() (*policy.Set, []policy.Warning, error) { return policy.LoadDir(d.cfg.Policy.Dir) },
+		load:      func() (*policy.Set, []policy.Warning, error) { return policy.LoadDir(d.cfg.Policy.Dir) },
+		bootUnfit: true,
 	})
 	if err != nil {
 		return err
