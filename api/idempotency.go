@@ -20,7 +20,6 @@ const maxKeyBytes = 255
 type remembered struct {
 	key  string // of principal, team, method, path and Idempotency-Key
 	body [32]byte
-	kept bool // the store kept the answer in the write's own transaction
 }
 
 // kept is the stored form of an answer. Rev lets a replay wait until the write is in force,

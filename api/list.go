@@ -197,7 +197,7 @@ func shapeOf(q url.Values) string {
 	rest := maps.Clone(q)
 	delete(rest, "pageToken")
 	delete(rest, "pageSize")
-	sum := sha256.Sum256([]byte(url.Values(rest).Encode()))
+	sum := sha256.Sum256([]byte(rest.Encode()))
 	return base64.RawURLEncoding.EncodeToString(sum[:6])
 }
 

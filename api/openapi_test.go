@@ -81,7 +81,7 @@ func (d schemaDoc) keyword(path string, schema map[string]any, keyword string, a
 		}
 	case "format":
 		if _, err := time.Parse(time.RFC3339, text); arg != "date-time" || err != nil {
-			return fmt.Errorf("%s: %v %v", path, arg, err)
+			return fmt.Errorf("%s: %v %w", path, arg, err)
 		}
 	case "minLength":
 		if len(text) < int(arg.(float64)) {
@@ -89,7 +89,7 @@ func (d schemaDoc) keyword(path string, schema map[string]any, keyword string, a
 		}
 	case "pattern":
 		if ok, err := regexp.MatchString(arg.(string), text); !ok || err != nil {
-			return fmt.Errorf("%s does not match %v %v", path, arg, err)
+			return fmt.Errorf("%s does not match %v %w", path, arg, err)
 		}
 	case "anyOf", "oneOf":
 		var errs []error

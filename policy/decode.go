@@ -109,8 +109,8 @@ func (d *decoder) tokenSum(v value) (sum [32]byte, ok bool) {
 func (d *decoder) network(v value) *networkDecl {
 	n := &networkDecl{at: d.at(v)}
 	d.object(v, fields{
-		"mode":        func(v value) { n.mode, _ = d.enum(v, "block-all", "allow-all") },
-		"enforcement": func(v value) { n.enforce, _ = d.enum(v, "enforce", "report") },
+		"mode":        func(v value) { n.mode = d.enum(v, "block-all", "allow-all") },
+		"enforcement": func(v value) { n.enforce = d.enum(v, "enforce", "report") },
 		"egress":      func(v value) { d.egress(v, n) },
 		"credentialBindings": func(v value) {
 			d.list(v, func(v value) { n.bindings = append(n.bindings, d.binding(v)) })
@@ -194,7 +194,7 @@ func (d *decoder) trafficRule(v value) *trafficRule {
 	r := &trafficRule{rule: d.rule(v)}
 	d.object(v, d.ruleFields(&r.rule).with(fields{
 		"action": func(v value) {
-			s, _ := d.enum(v, "allow", "deny")
+			s := d.enum(v, "allow", "deny")
 			r.allow = s == "allow"
 		},
 		"cidrs":        func(v value) { d.cidrs(v, &r.rule) },
@@ -204,7 +204,7 @@ func (d *decoder) trafficRule(v value) *trafficRule {
 }
 
 func (d *decoder) appProtocol(v value, r *trafficRule) {
-	s, _ := d.enum(v, "http", "tls", "ssh", "socks5", "mqtt", "redis", "amqp", "dns", "mongodb", "postgres", "udp")
+	s := d.enum(v, "http", "tls", "ssh", "socks5", "mqtt", "redis", "amqp", "dns", "mongodb", "postgres", "udp")
 	switch s {
 	case "":
 	case "http":
@@ -269,10 +269,10 @@ func (d *decoder) ports(v value, r *rule) {
 	d.list(v, func(v value) {
 		var lo, hi uint64
 		d.object(v, fields{
-			"port":    func(v value) { lo, _ = d.integer(v, 1, 65535) },
-			"endPort": func(v value) { hi, _ = d.integer(v, 1, 65535) },
+			"port":    func(v value) { lo = d.integer(v, 1, 65535) },
+			"endPort": func(v value) { hi = d.integer(v, 1, 65535) },
 			"protocol": func(v value) {
-				if s, _ := d.enum(v, "tcp", "udp"); s == "udp" {
+				if s := d.enum(v, "tcp", "udp"); s == "udp" {
 					d.notYet(v, "the port protocol udp")
 				}
 			},

@@ -38,7 +38,7 @@ func (d *decoder) sourceVersion(v value) uint64 {
 		d.enum(v, "latest", "default")
 		return 0
 	}
-	n, _ := d.integer(v, 1, 1<<53)
+	n := d.integer(v, 1, 1<<53)
 	return n
 }
 
@@ -88,7 +88,7 @@ func (d *decoder) projection(v value) Projection {
 }
 
 func (d *decoder) projectionType(v value) ProjectionType {
-	s, _ := d.enum(v, "http_headers", "username_password", "tls_client_certificate",
+	s := d.enum(v, "http_headers", "username_password", "tls_client_certificate",
 		"placeholder_substitution", "aws_sigv4", "ssh_proxy")
 	switch s {
 	case "placeholder_substitution", "aws_sigv4", "ssh_proxy":

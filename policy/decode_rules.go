@@ -18,7 +18,7 @@ func (d *decoder) protocolRule(v value) *protocolRule {
 	}
 	d.object(v, d.ruleFields(&r.rule).with(fields{
 		"protocol": func(v value) {
-			if protocol, _ = d.enum(v, "http", "mcp", "ssh", "git"); protocol != "" && protocol != "http" {
+			if protocol = d.enum(v, "http", "mcp", "ssh", "git"); protocol != "" && protocol != "http" {
 				d.notYet(v, "the rule protocol "+protocol)
 			}
 		},
@@ -42,7 +42,7 @@ func (d *decoder) protocolRule(v value) *protocolRule {
 
 // tlsMode: every rule that can be written today must see inside.
 func (d *decoder) tlsMode(v value) {
-	if s, _ := d.enum(v, "terminate-reoriginate", "passthrough"); s == "passthrough" {
+	if s := d.enum(v, "terminate-reoriginate", "passthrough"); s == "passthrough" {
 		d.fail(v, "passthrough on a rule that must see inside the connection")
 	}
 }
@@ -221,11 +221,11 @@ func (d *decoder) credentialRule(v value) *credentialRule {
 		"httpMatch":     func(v value) { r.match = d.httpMatch(v) },
 		"tlsMode":       func(v value) { d.tlsMode(v) },
 		"failurePolicy": func(v value) {
-			s, _ := d.enum(v, "fail-closed", "fail-open")
+			s := d.enum(v, "fail-closed", "fail-open")
 			r.failOpen = s == "fail-open"
 		},
 		"rollout": func(v value) {
-			s, _ := d.enum(v, "enabled", "disabled")
+			s := d.enum(v, "enabled", "disabled")
 			r.disabled = s == "disabled"
 		},
 		"allowCleartext": func(v value) { r.allowCleartext = d.boolean(v) },
@@ -245,7 +245,7 @@ func (d *decoder) credentialRule(v value) *credentialRule {
 }
 
 func (d *decoder) credentialProtocol(v value) credentialProtocol {
-	s, _ := d.enum(v, "http", "https", "grpc", "tls", "ssh", "socks5", "mqtt", "redis", "postgres")
+	s := d.enum(v, "http", "https", "grpc", "tls", "ssh", "socks5", "mqtt", "redis", "postgres")
 	switch p := credentialProtocol(s); p {
 	case anyProtocol, onlyHTTP, onlyHTTPS, onlyGRPC, onlyTLS:
 		return p

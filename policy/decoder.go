@@ -83,7 +83,7 @@ func (d *decoder) list(v value, each func(value)) {
 // wrongType says what was wanted and what kind of thing stands there, never the
 // value. Aliases have been refused before.
 func (d *decoder) wrongType(v value, want string) {
-	got := ""
+	var got string
 	switch v.n.Kind {
 	case yaml.AliasNode:
 		return
@@ -137,35 +137,35 @@ func (d *decoder) boolean(v value) bool {
 	return false
 }
 
-// integer reads a plain decimal number between lo and hi.
-func (d *decoder) integer(v value, lo, hi uint64) (uint64, bool) {
+// integer reads a plain decimal number between lo and hi; 0 after a problem.
+func (d *decoder) integer(v value, lo, hi uint64) uint64 {
 	if v.n.Kind != yaml.ScalarNode || v.n.Tag != "!!int" {
 		d.wrongType(v, fmt.Sprintf("a number from %d to %d", lo, hi))
-		return 0, false
+		return 0
 	}
 	n, err := strconv.ParseUint(v.n.Value, 10, 64)
 	if err != nil || n < lo || n > hi || len(v.n.Value) > 1 && v.n.Value[0] == '0' {
 		d.fail(v, "want a decimal number from %d to %d", lo, hi)
-		return 0, false
+		return 0
 	}
-	return n, true
+	return n
 }
 
-// enum reads one of words.
-func (d *decoder) enum(v value, words ...string) (string, bool) {
+// enum reads one of words; "" after a problem.
+func (d *decoder) enum(v value, words ...string) string {
 	s, ok := d.str(v)
 	if !ok {
-		return "", false
+		return ""
 	}
 	switch {
 	case slices.Contains(words, s):
-		return s, true
+		return s
 	case len(words) == 1:
 		d.fail(v, "want %s", words[0])
 	default:
 		d.fail(v, "want one of %s", strings.Join(words, ", "))
 	}
-	return "", false
+	return ""
 }
 
 // identifier reads a name that other parts of the system use as a key: of a

@@ -40,7 +40,7 @@ func (m *httpMatch) ok(f *Flow, s stance) bool {
 	if m == nil {
 		return true
 	}
-	if len(m.methods) > 0 && !slices.Contains(m.methods, f.Method) && !(s == broad && containsFold(m.methods, f.Method)) {
+	if len(m.methods) > 0 && !slices.Contains(m.methods, f.Method) && (s != broad || !containsFold(m.methods, f.Method)) {
 		return false
 	}
 	if m.looksAtPaths() && !m.path(f.Path, s) {

@@ -29,7 +29,7 @@ func Watch(ctx context.Context, dir string, changed func()) error {
 	if err != nil {
 		return fmt.Errorf("watch policy directory: %w", err)
 	}
-	defer w.Close()
+	defer func() { _ = w.Close() }() // nothing is lost with it
 	// The parent tells when dir itself is replaced.
 	for _, name := range []string{dir, filepath.Dir(dir)} {
 		if err := w.Add(name); err != nil {
@@ -59,7 +59,7 @@ func (d *dirWatcher) run(ctx context.Context, changed func()) {
 			if d.matters(e) {
 				timer.Reset(d.delay())
 			}
-		case <-d.w.Errors:
+		case <-d.w.Errors: //nolint:errcheck // whatever it is, something may have been missed: look
 			timer.Reset(d.delay())
 		case <-timer.C:
 			d.since = time.Time{}

@@ -30,7 +30,7 @@ func countBody(r *http.Request) *bodyCounter {
 func (b *bodyCounter) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.n.Add(int64(n))
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = fmt.Errorf("%w: %w", errClientBody, err)
 	}
 	return n, err

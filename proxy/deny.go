@@ -84,7 +84,7 @@ func (r *refusal) write(w http.ResponseWriter, requestID string) int {
 		h["Connection"] = []string{"close"}
 	}
 	w.WriteHeader(r.status)
-	_, _ = w.Write(body) // the client may be gone: nothing to do about it
+	_, _ = w.Write(body) //nolint:gosec // JSON of our own words; the client may be gone: nothing to do about it
 	return len(body)
 }
 

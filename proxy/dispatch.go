@@ -56,7 +56,7 @@ func (s *Server) dispatch(ctx context.Context, t *tunnel) {
 	}
 	switch {
 	case dec.Action == policy.Pass:
-		s.relay(ctx, t, b, f, dec, addrs, prefix)
+		s.relay(ctx, t, f, dec, addrs, prefix)
 	case proto == policy.TLS:
 		s.intercept(ctx, t, prefix)
 	case proto == policy.HTTP:

@@ -16,7 +16,7 @@ import (
 
 // relay carries a tunnel whose inside no rule looks at. Both sides stay bare TCP
 // connections, so that the kernel splices between them.
-func (s *Server) relay(ctx context.Context, t *tunnel, b *bound, f policy.Flow, dec policy.Decision, addrs []netip.Addr, prefix []byte) {
+func (s *Server) relay(ctx context.Context, t *tunnel, f policy.Flow, dec policy.Decision, addrs []netip.Addr, prefix []byte) {
 	x := t.begin(s)
 	x.dest, x.protocol, x.decision, x.flow = t.dest, protocolName(f.Protocol), dec, f
 	if addrs == nil {

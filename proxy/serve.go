@@ -53,7 +53,7 @@ func newRequestServers(s *Server) *requestServers {
 		MaxHeaderBytes:    s.limits.HeaderBytes,
 		IdleTimeout:       s.limits.IdleTimeout,
 		ReadHeaderTimeout: s.limits.HandshakeTimeout,
-		ErrorLog:          log.New(io.Discard, "", 0), // it would print what a sandbox sent
+		ErrorLog:          log.New(io.Discard, "", 0), //nolint:forbidigo // it would print what a sandbox sent
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: 100, MaxReadFrameSize: 16 << 10,
 			MaxReceiveBufferPerStream: 256 << 10, MaxReceiveBufferPerConnection: 1 << 20,

@@ -248,7 +248,7 @@ func (s *Server) serveClient(ctx, drain context.Context, c net.Conn) {
 func (s *Server) recovered(where string) {
 	if p := recover(); p != nil {
 		s.metrics.panics.Inc()
-		if p != http.ErrAbortHandler {
+		if p != http.ErrAbortHandler { //nolint:errorlint // the value itself is the sentinel
 			// The value is not logged: it may hold request bytes.
 			s.log.Error("panic recovered", zap.String("where", where), zap.String("type", fmt.Sprintf("%T", p)), zap.Stack("stack"))
 		}

@@ -30,20 +30,20 @@ func newClientTLS(roots *x509.CertPool, p *plan) *clientTLS {
 		VerifyConnection:   strongEnough,
 	}
 	if p.cert != nil {
-		withClientCert(conf, roots, p.cert)
+		withClientCert(conf, p.cert)
 	}
 	return &clientTLS{conf: conf}
 }
 
 // withClientCert offers a client certificate. TLS 1.3 only: there it goes out
 // encrypted and after the server has been verified. Nothing is resumed.
-func withClientCert(conf *tls.Config, roots *x509.CertPool, pr *inject.Projection) {
+func withClientCert(conf *tls.Config, pr *inject.Projection) {
 	conf.MinVersion = tls.VersionTLS13
 	conf.ClientSessionCache = nil
 	cert := pr.ClientCert
 	conf.GetClientCertificate = func(ri *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		if cert == nil || ri.SupportsCertificate(cert) != nil {
-			return new(tls.Certificate), nil // the origin asks for one of another authority: none
+			return new(tls.Certificate), nil //nolint:nilerr // the origin asks for one of another authority: none
 		}
 		return cert, nil
 	}

@@ -34,7 +34,7 @@ func (r *Resolver) Run(ctx context.Context) error {
 			}
 		}
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // the watch ended because ctx did
 		}
 		if r.opts.OnWatch != nil {
 			r.opts.OnWatch(err)

@@ -32,8 +32,8 @@ func readGuarded(path string, a audience) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKeys, err)
 	}
-	defer f.Close()
-	info, err := f.Stat() // of what was opened, not of what the name means by now
+	defer func() { _ = f.Close() }() // only read
+	info, err := f.Stat()            // of what was opened, not of what the name means by now
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKeys, err)
 	}

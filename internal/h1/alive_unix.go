@@ -35,7 +35,7 @@ func aliveFD(fd int, isTLS bool) bool {
 	var peeked [2048]byte
 	n, _, err := syscall.Recvfrom(fd, peeked[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 	switch {
-	case err == syscall.EAGAIN: //nolint:errorlint // a system call's own error
+	case err == syscall.EAGAIN:
 		return true
 	case err == nil && n > 0:
 		return isTLS && onlyTickets(peeked[:n])

@@ -38,9 +38,9 @@ func (p *payload) Read(b []byte) (int, error) {
 		p.left -= int64(n)
 	}
 	switch {
-	case err == io.EOF && p.toClose:
+	case errors.Is(err, io.EOF) && p.toClose:
 		p.err = io.EOF
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		p.err = io.ErrUnexpectedEOF
 	case err != nil:
 		p.err = err

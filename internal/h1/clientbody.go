@@ -66,7 +66,7 @@ func (b *responseBody) end(whole bool) {
 	}
 	c := b.c
 	reusable := whole && b.keep && c.rd.buffered() == 0
-	if c.up != nil && !(reusable && c.up.complete()) {
+	if c.up != nil && (!reusable || !c.up.complete()) {
 		reusable = false // an early answer: what is left of the upload is not sent
 	}
 	if !reusable {

@@ -49,7 +49,6 @@ func (w *response) Header() http.Header { return w.header }
 func (w *response) length(n int64) { w.header["Content-Length"] = []string{strconv.FormatInt(n, 10)} }
 
 var (
-	errShort  = errors.New("http/1.1: handler wrote fewer bytes than Content-Length")
 	errLong   = errors.New("http/1.1: handler wrote more bytes than Content-Length")
 	errFailed = errors.New("http/1.1: the connection failed")
 )

@@ -201,7 +201,7 @@ func (d *DB) List(ctx context.Context, team string) ([]store.Meta, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list sources: %w", classify(err))
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // rows.Err says what went wrong
 	list := []store.Meta{}
 	for rows.Next() {
 		var k key

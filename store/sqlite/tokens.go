@@ -10,6 +10,7 @@ import (
 	"github.com/egressd/egressd/store"
 )
 
+//nolint:gosec // names of columns
 const tokenColumns = `name, hash, role, team, created_by, created, expires, mac`
 
 // CreateToken implements store.Tokens.
@@ -57,7 +58,7 @@ func (d *DB) ListTokens(ctx context.Context) ([]store.Token, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list tokens: %w", classify(err))
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // rows.Err says what went wrong
 	list := []store.Token{}
 	for rows.Next() {
 		tok, err := d.scanToken(rows.Scan)
@@ -159,7 +160,7 @@ func (d *DB) Activity(ctx context.Context, limit int) ([]store.Activity, error) 
 	if err != nil {
 		return nil, fmt.Errorf("read activity: %w", classify(err))
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // rows.Err says what went wrong
 	list := []store.Activity{}
 	for rows.Next() {
 		var a store.Activity
