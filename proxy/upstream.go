@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -333,6 +334,7 @@ func (p *pool) roundTripH2(w http.ResponseWriter, r *http.Request, pl *plan) (*h
 		URL: &url.URL{Scheme: "https", Host: pl.authority, Opaque: "//" + pl.authority + pl.target}, Host: pl.authority,
 		Proto: "HTTP/2.0", ProtoMajor: 2,
 	}
+	body := holdBody(out)
 	if _, ok := out.Header["User-Agent"]; !ok {
 		out.Header["User-Agent"] = nil // net/http would add its own
 	}
@@ -343,13 +345,48 @@ func (p *pool) roundTripH2(w http.ResponseWriter, r *http.Request, pl *plan) (*h
 	}
 	if errors.Is(err, errNotH2) {
 		p.alpn.Store(alpnH1)
-		return nil, err
+		return nil, err // nothing of the body was read: HTTP/1.1 sends it
 	}
+	body.closeNow()
 	var de *dialError
 	if errors.As(err, &de) {
 		return nil, de.error
 	}
 	return nil, fmt.Errorf("%w: %w", errUpstreamResponse, err)
+}
+
+// heldBody keeps a transport that found no connection from closing a body which
+// another protocol may still send. From the first Read on it is what it wraps.
+type heldBody struct {
+	io.ReadCloser
+	begun atomic.Bool
+}
+
+func holdBody(r *http.Request) *heldBody {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	b := &heldBody{ReadCloser: r.Body}
+	r.Body = b
+	return b
+}
+
+func (b *heldBody) Read(p []byte) (int, error) {
+	b.begun.Store(true)
+	return b.ReadCloser.Read(p)
+}
+
+func (b *heldBody) Close() error {
+	if !b.begun.Load() {
+		return nil
+	}
+	return b.ReadCloser.Close()
+}
+
+func (b *heldBody) closeNow() {
+	if b != nil {
+		_ = b.ReadCloser.Close()
+	}
 }
 
 // interimGate passes interim answers on from the transport's own goroutine, and none
