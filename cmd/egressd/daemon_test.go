@@ -46,7 +46,6 @@ type testDaemon struct {
 	origin          *testbed.Origin
 	ca              *testbed.CA
 	cmd             *exec.Cmd
-	log             *bytes.Buffer
 	done            chan struct{}
 	err             error
 }
@@ -77,7 +76,7 @@ func startDaemonAs(t *testing.T, uid int, policy string, env ...string) *testDae
 	if policy == "" {
 		policy = openPolicy
 	}
-	d := &testDaemon{dir: shortTempDir(t), ca: testbed.NewCA(t), log: &bytes.Buffer{}, done: make(chan struct{})}
+	d := &testDaemon{dir: shortTempDir(t), ca: testbed.NewCA(t), done: make(chan struct{})}
 	d.origin = testbed.NewOrigin(t, d.ca, testbed.OriginOptions{Bearer: bearer})
 	addrs, err := freeAddrs(2)
 	if err != nil {
@@ -92,7 +91,11 @@ func startDaemonAs(t *testing.T, uid int, policy string, env ...string) *testDae
 		}
 	}
 	d.cmd = egressd("serve", "--policy-dir", "policy", "--listen-proxy", d.proxy, "--listen-ops", d.ops, "--upstream-hosts", "good.test=127.0.0.2", "--upstream-allow-cidrs", "127.0.0.0/8")
-	d.cmd.Dir, d.cmd.Stderr = d.dir, d.log
+	log, err := os.Create(filepath.Join(d.dir, "daemon.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.cmd.Dir, d.cmd.Stderr = d.dir, log
 	d.cmd.Env = append(d.cmd.Env, "EGRESSD_STATE_DIR="+d.state())
 	if len(env) == 0 {
 		env = []string{"EGRESSD_UPSTREAM_EXTRA_CA_FILES=origin.pem"}
@@ -109,6 +112,7 @@ func startDaemonAs(t *testing.T, uid int, policy string, env ...string) *testDae
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	_ = log.Close()
 	go func() {
 		defer close(d.done)
 		d.err = d.cmd.Wait()
@@ -158,6 +162,15 @@ func (d *testDaemon) cli(t *testing.T, stdin string, args ...string) string {
 	return string(out)
 }
 
+// log is the daemon's log so far.
+func (d *testDaemon) log() string {
+	text, err := os.ReadFile(filepath.Join(d.dir, "daemon.log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
 // readyStatus is what /readyz answers, 0 for nothing.
 func (d *testDaemon) readyStatus() int {
 	c := http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
@@ -174,7 +187,7 @@ func (d *testDaemon) waitStatus(t *testing.T, want int) {
 	for end := time.Now().Add(15 * time.Second); d.readyStatus() != want; time.Sleep(10 * time.Millisecond) {
 		select {
 		case <-d.done:
-			t.Fatalf("the daemon ended: %v\n%s", d.err, d.log)
+			t.Fatalf("the daemon ended: %v\n%s", d.err, d.log())
 		default:
 		}
 		if time.Now().After(end) {
@@ -273,7 +286,7 @@ func TestAttack_H13_drain(t *testing.T) {
 	c.CloseIdleConnections()
 	d.waitEnd(t, 10*time.Second)
 	if d.err != nil {
-		t.Errorf("the daemon ended with %v\n%s", d.err, d.log)
+		t.Errorf("the daemon ended with %v\n%s", d.err, d.log())
 	}
 }
 
@@ -317,7 +330,7 @@ func TestDrainTimeoutCuts(t *testing.T) {
 		t.Errorf("a request that never ended was answered: %+v", r)
 	}
 	if d.err != nil {
-		t.Errorf("the daemon ended with %v\n%s", d.err, d.log)
+		t.Errorf("the daemon ended with %v\n%s", d.err, d.log())
 	}
 }
 
@@ -344,7 +357,7 @@ func TestAttack_A19_environment(t *testing.T) {
 	if n := trap.Conns(); n != 0 {
 		t.Errorf("%d connections went to the proxy of the environment", n)
 	}
-	if !strings.Contains(d.log.String(), "SSL_CERT_FILE is set and not followed") {
+	if !strings.Contains(d.log(), "SSL_CERT_FILE is set and not followed") {
 		t.Error("the log does not say that SSL_CERT_FILE is not followed")
 	}
 }
