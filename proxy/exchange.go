@@ -43,28 +43,28 @@ type plan struct {
 
 // exchange decides one request by one ruleset, projects, forwards and records.
 func (s *Server) exchange(w http.ResponseWriter, r *http.Request, t *tunnel, x *record, b *bound) {
-	p, ref := s.plan(r, t, x, b)
-	if ref != nil {
+	if ref := s.plan(r, t, x, b); ref != nil {
 		x.refuse(w, ref)
 		return
 	}
-	defer x.finish()
-	s.forward(w, r, x, p)
+	defer x.over()
+	s.forward(w, r, x, &x.plan)
 }
 
 // plan checks what the request claims, decides, and prepares r.Header to be sent.
-func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) (*plan, *refusal) {
-	p := &plan{authority: x.dest.authority(t.tls)}
+func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal {
+	p := &x.plan
+	p.authority = x.dest.authority(t.tls)
 	if !x.dest.matches(r.Host, p.authority, t.tls) {
-		return nil, &refusal{status: http.StatusMisdirectedRequest, code: codeMisdirected, detail: "dest_mismatch: Host or :authority differs from the tunnel's destination", close: true}
+		return &refusal{status: http.StatusMisdirectedRequest, code: codeMisdirected, detail: "dest_mismatch: Host or :authority differs from the tunnel's destination", close: true}
 	}
 	switch r.Method {
 	case http.MethodTrace, http.MethodConnect, "TRACK":
-		return nil, &refusal{status: http.StatusMethodNotAllowed, code: codeMethod}
+		return &refusal{status: http.StatusMethodNotAllowed, code: codeMethod}
 	}
 	path, query, ok := splitTarget(r.RequestURI)
 	if !ok {
-		return nil, &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "request target"}
+		return &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "request target"}
 	}
 	f := &x.flow
 	*f = policy.Flow{Sandbox: b.sandbox, Host: x.dest.host, Port: x.dest.port, Addr: x.dest.ip, Protocol: policy.HTTP,
@@ -76,7 +76,7 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) (*plan, *
 	if b.rules.Policy.LooksAtPaths(f) {
 		c, err := policy.CanonicalPath(path)
 		if err != nil {
-			return nil, &refusal{status: http.StatusBadRequest, code: codeBadPath, detail: err.Error()}
+			return &refusal{status: http.StatusBadRequest, code: codeBadPath, detail: err.Error()}
 		}
 		path, f.Path = c, c // what was matched is what is sent
 	}
@@ -85,9 +85,9 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) (*plan, *
 	x.decision = dec
 	switch {
 	case ref != nil:
-		return nil, ref
+		return ref
 	case dec.Action == policy.Deny:
-		return nil, denied(dec)
+		return denied(dec)
 	case dec.Action == policy.Pass:
 		// A rule-less request inside a connection that is served anyway (cleartext, or a
 		// ruleset that has changed since): it is carried without a credential.
@@ -109,13 +109,13 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) (*plan, *
 	}
 	query, ref = s.project(r, x, p, b, query)
 	if ref != nil {
-		return nil, ref
+		return ref
 	}
 	p.target = path
 	if query != "" || strings.HasSuffix(r.RequestURI, "?") {
 		p.target += "?" + query
 	}
-	return p, nil
+	return nil
 }
 
 // project resolves what the decision bound and puts it into r.Header. The sandbox's
@@ -193,7 +193,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 	if !p.trailers {
 		r.Trailer = nil
 	}
-	resp, err := s.upstream.roundTrip(w, r, p)
+	resp, err := s.upstream.roundTrip(&x.flight, w, r, p)
 	if err != nil {
 		x.bytesIn = body.count()
 		s.upstreamError(w, r, x, err)
@@ -214,10 +214,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 		return
 	}
 	x.status = resp.StatusCode
-	h := w.Header()
-	for k, v := range resp.Header {
-		h[k] = v
-	}
+	h := setHeader(w, resp)
 	w.WriteHeader(resp.StatusCode)
 	var stall *stallGuard
 	if r.ProtoMajor == 2 {
@@ -233,6 +230,20 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 	for k, v := range resp.Trailer {
 		h[http.TrailerPrefix+k] = v
 	}
+}
+
+// setHeader gives w the fields of resp beside its own and returns w's header. Where no
+// trailers can follow, the map is lent: it is not looked at again when the handler returns.
+func setHeader(w http.ResponseWriter, resp *http.Response) http.Header {
+	own := w.Header()
+	if hs, ok := w.(h1.HeaderSetter); ok && len(own) == 0 && resp.ContentLength >= 0 {
+		hs.SetHeader(resp.Header)
+		return resp.Header
+	}
+	for k, v := range resp.Header {
+		own[k] = v
+	}
+	return own
 }
 
 // interim passes 1xx answers on; net/http and h1 both send the header map as it is.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"net/http"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,9 +32,16 @@ func (g *idSource) next() string {
 	return string(strconv.AppendUint(b, g.n.Add(1), 36))
 }
 
-// record gathers what the audit line of one exchange or tunnel says. It belongs to
-// one goroutine.
+// record is all that one exchange or tunnel needs while it lasts. It belongs to one
+// goroutine.
 type record struct {
+	facts
+	plan   plan
+	flight flight
+}
+
+// facts are what the audit line says.
+type facts struct {
 	srv      *Server
 	id       string
 	start    time.Time
@@ -60,8 +68,26 @@ type record struct {
 	rule     string
 }
 
+// records are used again, since what one exchange needs is a few KiB in all.
+var records = sync.Pool{New: func() any {
+	x := &record{}
+	x.flight.ready()
+	return x
+}}
+
 func (t *tunnel) begin(s *Server) *record {
-	return &record{srv: s, id: s.ids.next(), start: time.Now(), way: t.way, sess: t.sess, tunnel: t, dest: t.dest}
+	x, _ := records.Get().(*record)
+	x.srv, x.id, x.start = s, s.ids.next(), time.Now()
+	x.way, x.sess, x.tunnel, x.dest = t.way, t.sess, t, t.dest
+	return x
+}
+
+// over ends an exchange of which nothing is in use any more: x is another's afterwards.
+func (x *record) over() {
+	x.finish()
+	x.flight.clear()
+	x.facts, x.plan = facts{}, plan{}
+	records.Put(x)
 }
 
 // refuse answers with ref and records it.

@@ -85,7 +85,6 @@ type upConn struct {
 	pool   *pool
 	since  time.Time // when it became idle
 	reused bool
-	gone   atomic.Bool // closed because the client went away
 }
 
 var (
@@ -106,7 +105,7 @@ func newUpstream(g Guard, roots *x509.CertPool, l Limits, m *metrics) *upstream 
 
 // roundTrip sends r as p says and returns the head of the final answer. r.Header
 // and r.Body are the ones to send. Interim answers go to w as they come.
-func (u *upstream) roundTrip(w http.ResponseWriter, r *http.Request, p *plan) (*http.Response, error) {
+func (u *upstream) roundTrip(f *flight, w http.ResponseWriter, r *http.Request, p *plan) (*http.Response, error) {
 	pl, err := u.pool(p)
 	if err != nil {
 		return nil, err
@@ -117,7 +116,10 @@ func (u *upstream) roundTrip(w http.ResponseWriter, r *http.Request, p *plan) (*
 			return resp, err
 		}
 	}
-	resp, err := pl.roundTripH1(w, r, p)
+	resp, err := pl.roundTripH1(f, w, r, p)
+	if err == nil {
+		return resp, nil
+	}
 	var alert tls.AlertError
 	if errors.As(err, &alert) && alert == alertNoApplicationProtocol && !p.websocket {
 		return pl.roundTripH2(w, r, p) // the origin speaks h2 alone; nothing was sent yet
@@ -148,21 +150,22 @@ func (u *upstream) pool(p *plan) (*pool, error) {
 
 // roundTripH1 uses an idle connection or a new one. A connection that the origin
 // closed while it was idle is replaced once, when nothing of the request is lost by that.
-func (p *pool) roundTripH1(w http.ResponseWriter, r *http.Request, pl *plan) (*http.Response, error) {
+func (p *pool) roundTripH1(f *flight, w http.ResponseWriter, r *http.Request, pl *plan) (*http.Response, error) {
 	for {
 		c, err := p.get(r)
 		if err != nil {
 			return nil, err
 		}
-		resp, err := c.h1.RoundTrip(r, c.options(w, r, pl))
+		resp, err := c.h1.RoundTrip(r, f.on(c, w, r, pl))
 		if err == nil {
 			return resp, nil
 		}
 		_ = c.nc.Close()
 		switch {
-		case c.gone.Load():
+		case f.aborted():
 			return nil, errClientGone
 		case c.reused && idempotent(r.Method) && h1.Retryable(err):
+			f.answer.Clear()
 			continue
 		}
 		return nil, fmt.Errorf("%w: %w", errUpstreamResponse, err)
@@ -172,34 +175,6 @@ func (p *pool) roundTripH1(w http.ResponseWriter, r *http.Request, pl *plan) (*h
 // slowAfter is how long an origin may be silent before egressd watches whether the
 // client still waits.
 const slowAfter = time.Second
-
-// options of one exchange on c.
-func (c *upConn) options(w http.ResponseWriter, r *http.Request, p *plan) *h1.RoundTripOptions {
-	interims, l := 0, c.pool.up.limits
-	return &h1.RoundTripOptions{
-		Target: p.target, Host: p.authority, Upgrade: p.websocket, Trailers: p.trailers,
-		HeaderTimeout: l.ResponseHeaderTimeout, StallTimeout: l.StallTimeout, IdleTimeout: l.IdleTimeout,
-		SlowAfter: slowAfter,
-		Slow: func() {
-			abort := func() {
-				c.gone.Store(true)
-				_ = c.nc.Close()
-			}
-			if dw, ok := w.(h1.DisconnectWatcher); ok {
-				dw.WatchDisconnect(abort)
-				return
-			}
-			context.AfterFunc(r.Context(), abort)
-		},
-		Got1xx: func(status int, h http.Header) error {
-			if interims++; interims <= maxInterims {
-				interim(w, status, h)
-			}
-			return nil
-		},
-		Done: c.done,
-	}
-}
 
 // maxInterims is how many 1xx answers a sandbox is shown.
 const maxInterims = 5
@@ -329,8 +304,12 @@ func (p *pool) roundTripH2(w http.ResponseWriter, r *http.Request, pl *plan) (*h
 	ctx, interims := r.Context(), interimGate{w: w}
 	defer interims.close()
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: interims.pass})
+	header := r.Header
+	if r.ProtoMajor == 1 {
+		header = header.Clone() // the transport may read it for longer than the h1 server leaves it to us
+	}
 	out := &http.Request{
-		Method: r.Method, Header: r.Header, Body: r.Body, ContentLength: r.ContentLength, Trailer: r.Trailer,
+		Method: r.Method, Header: header, Body: r.Body, ContentLength: r.ContentLength, Trailer: r.Trailer,
 		URL: &url.URL{Scheme: "https", Host: pl.authority, Opaque: "//" + pl.authority + pl.target}, Host: pl.authority,
 		Proto: "HTTP/2.0", ProtoMajor: 2,
 	}

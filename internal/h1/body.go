@@ -166,7 +166,7 @@ func readTrailers(rd *reader) (http.Header, error) {
 	if n == 0 {
 		return nil, nil
 	}
-	h, err := parseFields(all.String(), n, nil)
+	h, err := parseFields(all.String(), n, nil, nil)
 	if err != nil {
 		return nil, err
 	}

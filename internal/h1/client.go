@@ -35,8 +35,9 @@ func NewClientConn(nc net.Conn, lim Limits) *ClientConn {
 type RoundTripOptions struct {
 	Target   string // origin-form
 	Host     string
-	Upgrade  bool // send the WebSocket upgrade; a 101 is an answer
-	Trailers bool // send req.Trailer behind a body of unknown length
+	Upgrade  bool    // send the WebSocket upgrade; a 101 is an answer
+	Room     *Answer // empty; where the answer is put. nil: in a new one
+	Trailers bool    // send req.Trailer behind a body of unknown length
 
 	HeaderTimeout time.Duration // until the final head; 0: none
 	StallTimeout  time.Duration // a write without progress (to within a quarter); 0: none
@@ -173,6 +174,7 @@ func (c *ClientConn) fill(p []byte) (int, error) {
 
 // readHead reads interim answers and the final head.
 func (c *ClientConn) readHead(req *http.Request, opts *RoundTripOptions) (*http.Response, error) {
+	a := opts.Room
 	for range maxInterim {
 		head, lines, err := c.rd.head(c.lim)
 		if err == io.EOF {
@@ -184,9 +186,11 @@ func (c *ClientConn) readHead(req *http.Request, opts *RoundTripOptions) (*http.
 		if err != nil {
 			return nil, badGateway(err)
 		}
-		a := new(answer)
+		if a == nil {
+			a = new(Answer)
+		}
 		resp := &a.resp
-		if err := parseResponse(resp, head, lines, a.values[:]); err != nil {
+		if err := parseResponse(a, head, lines); err != nil {
 			return nil, badGateway(err)
 		}
 		resp.Request = req
@@ -202,12 +206,13 @@ func (c *ClientConn) readHead(req *http.Request, opts *RoundTripOptions) (*http.
 				return nil, err
 			}
 		}
+		a = nil // Got1xx may have kept something
 	}
 	return nil, &ProtocolError{Status: http.StatusBadGateway, Reason: "too_many_1xx"}
 }
 
 // answer gives the answer its body.
-func (c *ClientConn) answer(req *http.Request, a *answer, opts *RoundTripOptions) (*http.Response, error) {
+func (c *ClientConn) answer(req *http.Request, a *Answer, opts *RoundTripOptions) (*http.Response, error) {
 	resp := &a.resp
 	f, toClose, none, err := frameResponse(resp, req.Method)
 	if err != nil {

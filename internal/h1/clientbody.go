@@ -11,11 +11,20 @@ import (
 	"time"
 )
 
-// answer is what one answer needs, allocated at once.
-type answer struct {
+// Answer is room for one answer. Its owner may use it again when nothing of that answer is
+// in use.
+type Answer struct {
 	resp   http.Response
 	body   responseBody
+	header http.Header
 	values [usualFields]string
+}
+
+// Clear forgets the answer and keeps the room.
+func (a *Answer) Clear() {
+	h := a.header
+	clear(h)
+	*a = Answer{header: h}
 }
 
 // responseBody is the body of an answer. Its end, or Close, gives the connection back.

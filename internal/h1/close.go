@@ -72,7 +72,7 @@ func (c *conn) reject(err error) {
 	if c.srv.Reject != nil {
 		contentType, body, header = c.srv.Reject(c.base.Context(), pe)
 	}
-	x := &exchange{req: *c.base}
+	x := c.newExchange()
 	x.req.Method, x.req.ProtoMinor = http.MethodGet, 1
 	c.resp.reset(x)
 	h := c.resp.Header()

@@ -53,9 +53,12 @@ func all(s string, want uint8) bool {
 }
 
 // parseFields parses field lines ("Name: value\r\n" each). Names become canonical;
-// values are substrings of s. room, if it is large enough for n values, holds them.
-func parseFields(s string, n int, room []string) (http.Header, error) {
-	h := make(http.Header, n)
+// values are substrings of s. They are put into h, nil for a new one; room, if it is
+// large enough for n values, holds them.
+func parseFields(s string, n int, h http.Header, room []string) (http.Header, error) {
+	if h == nil {
+		h = make(http.Header, n)
+	}
 	values := room
 	if len(values) < n {
 		values = make([]string, n)

@@ -50,7 +50,7 @@ func (s *Server) parseRequest(req *http.Request, head string, lines int, room []
 	if err != nil {
 		return framing{}, err
 	}
-	req.Header, err = parseFields(head[end+2:], lines-1, room)
+	req.Header, err = parseFields(head[end+2:], lines-1, req.Header, room)
 	if err != nil {
 		return framing{}, err
 	}

@@ -14,7 +14,8 @@ func badGateway(err error) error {
 }
 
 // parseResponse interprets a response head.
-func parseResponse(resp *http.Response, head string, lines int, room []string) (err error) {
+func parseResponse(a *Answer, head string, lines int) (err error) {
+	resp := &a.resp
 	end := strings.Index(head, "\r\n")
 	line := head[:end]
 	resp.ProtoMajor = 1
@@ -36,7 +37,8 @@ func parseResponse(resp *http.Response, head string, lines int, room []string) (
 	}
 	resp.StatusCode = int(n)
 	resp.Status = line
-	resp.Header, err = parseFields(head[end+2:], lines-1, room)
+	resp.Header, err = parseFields(head[end+2:], lines-1, a.header, a.values[:])
+	a.header = resp.Header
 	return err
 }
 

@@ -41,6 +41,13 @@ type DisconnectWatcher interface {
 	WatchDisconnect(abort func())
 }
 
+// HeaderSetter is what a ResponseWriter of this package can do besides: take h for its
+// header map in place of the one it has. h is looked at until the head has been written,
+// and for trailers until the answer has been finished.
+type HeaderSetter interface {
+	SetHeader(h http.Header)
+}
+
 // warmIdle is how long a connection waits for its next request with a buffer at
 // hand. One that is idle for longer holds none.
 const warmIdle = time.Second
@@ -53,6 +60,7 @@ type conn struct {
 	first [1]byte // what a connection without a buffer reads into
 
 	base     *http.Request // template with the connection's context
+	spare    *exchange     // of the last request, which is over; nil: none that can be used again
 	resp     response
 	read     readDeadline
 	write    writeDeadline
@@ -130,6 +138,7 @@ type exchange struct {
 	req    http.Request
 	url    url.URL
 	body   requestBody
+	header http.Header // as it came
 	values [usualFields]string
 }
 
@@ -146,9 +155,8 @@ func (c *conn) serveOne() bool {
 		c.reject(err)
 		return false
 	}
-	x := &exchange{req: *c.base}
+	x := c.newExchange()
 	req := &x.req
-	req.URL = &x.url
 	f, err := c.srv.parseRequest(req, head, lines, x.values[:])
 	if err != nil {
 		c.reject(err)
@@ -164,7 +172,27 @@ func (c *conn) serveOne() bool {
 		c.abort()
 		return false
 	}
-	return c.finish(x)
+	if !c.finish(x) {
+		return false
+	}
+	if x.body.c == nil { // a body may be held by who reads or closes it
+		c.spare = x
+	}
+	return true
+}
+
+// newExchange is the last one, cleared, or a new one. What a handler kept of a request
+// is of no use to it after it has returned.
+func (c *conn) newExchange() *exchange {
+	x := c.spare
+	if x == nil {
+		x = &exchange{header: make(http.Header)}
+	}
+	c.spare = nil
+	clear(x.header)
+	x.req, x.url = *c.base, url.URL{}
+	x.req.URL, x.req.Header = &x.url, x.header
+	return x
 }
 
 // awaitRequest blocks until a request begins; after a while without a buffer.
@@ -219,6 +247,7 @@ func (c *conn) awaitCold(waited time.Duration) error {
 		return os.ErrDeadlineExceeded
 	}
 	c.rd.release()
+	c.spare, c.resp.header, c.resp.own = nil, nil, nil
 	if !c.startIdle(left) {
 		return errClosed
 	}

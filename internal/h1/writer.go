@@ -16,7 +16,8 @@ type response struct {
 	c      *conn
 	req    *http.Request
 	body   *requestBody // of req, which a handler may wrap; its c is nil where there is none
-	header http.Header
+	header http.Header  // own, or one that the handler lends
+	own    http.Header
 
 	status     int
 	wroteHead  bool // the head is in buf or on the wire
@@ -29,14 +30,15 @@ type response struct {
 	mu         sync.Mutex // wire order of 100 Continue against the head
 
 	watch *watcher
+	date  dateLine
 }
 
 func (w *response) reset(x *exchange) {
-	if w.header == nil {
-		w.header = make(http.Header, 16)
-	} else {
-		clear(w.header)
+	if w.own == nil {
+		w.own = make(http.Header)
 	}
+	clear(w.own)
+	w.header = w.own
 	w.req, w.body, w.status, w.want, w.sent = &x.req, &x.body, 0, -1, 0
 	w.wroteHead, w.bodiless, w.chunked, w.failed = false, false, false, false
 	// After a CONNECT that no handler took over, what follows is no request.
@@ -45,6 +47,9 @@ func (w *response) reset(x *exchange) {
 }
 
 func (w *response) Header() http.Header { return w.header }
+
+// SetHeader implements HeaderSetter.
+func (w *response) SetHeader(h http.Header) { w.header = h }
 
 func (w *response) length(n int64) { w.header["Content-Length"] = []string{strconv.FormatInt(n, 10)} }
 
@@ -125,9 +130,7 @@ func (w *response) head(status int) {
 	}
 	if status >= 200 {
 		if _, ok := w.header["Date"]; !ok {
-			b.b = append(b.b, "Date: "...)
-			b.b = time.Now().UTC().AppendFormat(b.b, http.TimeFormat)
-			b.b = append(b.b, "\r\n"...)
+			b.b = w.date.append(b.b)
 		}
 		if w.chunked {
 			b.b = append(b.b, "Transfer-Encoding: chunked\r\n"...)
@@ -137,6 +140,21 @@ func (w *response) head(status int) {
 		}
 	}
 	b.b = append(b.b, "\r\n"...)
+}
+
+// dateLine is the Date line of one second: to format it costs as much as all the rest
+// of a small head.
+type dateLine struct {
+	second int64
+	text   [len("Date: Mon, 02 Jan 2006 15:04:05 GMT\r\n")]byte
+}
+
+func (d *dateLine) append(b []byte) []byte {
+	if now := time.Now(); d.second != now.Unix() {
+		d.second = now.Unix()
+		_ = append(now.UTC().AppendFormat(append(d.text[:0], "Date: "...), http.TimeFormat), "\r\n"...)
+	}
+	return append(b, d.text[:]...)
 }
 
 // framingField says whether a field is one that this package alone writes, however
