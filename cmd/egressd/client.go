@@ -35,14 +35,20 @@ const (
 
 // dialFlags say which daemon a command talks to.
 type dialFlags struct {
-	addr, tokenFile, caFile, config, stateDir, team string
+	addr, tokenFile, config, stateDir, team string
+	tls                                     clientCert
 }
+
+// clientCert is what an https --addr is verified with, and what it may ask for.
+type clientCert struct{ ca, cert, key string }
 
 // register adds the flags; --token-file too, unless the command has one for a secret.
 func (d *dialFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&d.addr, "addr", "", "the daemon: unix:PATH, https://HOST:PORT or http://127.0.0.1:PORT (EGRESSD_ADDR); default: its socket")
 	fs.StringVar(&d.tokenFile, "api-token-file", "", "file with an API token (else EGRESSD_TOKEN)")
-	fs.StringVar(&d.caFile, "addr-ca", "", "CA file (PEM) to verify an https --addr with")
+	fs.StringVar(&d.tls.ca, "addr-ca", "", "CA file (PEM) to verify an https --addr with")
+	fs.StringVar(&d.tls.cert, "addr-cert", "", "client certificate (PEM) for an https --addr that wants one")
+	fs.StringVar(&d.tls.key, "addr-key", "", "its private key (PEM)")
 	fs.StringVar(&d.config, "config", "", "the daemon's config, to find its socket (EGRESSD_CONFIG)")
 	fs.StringVar(&d.team, "for-team", "", "team to act for (EGRESSD_TEAM), when the token is bound to none; default: default")
 	fs.StringVar(&d.stateDir, "state-dir", "", "the daemon's stateDir, to find its socket (EGRESSD_STATE_DIR)")
@@ -97,7 +103,7 @@ func (a *app) client(d dialFlags) (*client, error) {
 	}
 	switch {
 	case u.Scheme == "https":
-		if tr.TLSClientConfig, err = clientTLS(d.caFile); err != nil {
+		if tr.TLSClientConfig, err = d.tls.config(); err != nil {
 			return nil, err
 		}
 	case u.Scheme != "http":
@@ -116,19 +122,26 @@ func isLoopback(host string) bool {
 	return host == "localhost" || (err == nil && ip.IsLoopback())
 }
 
-func clientTLS(caFile string) (*tls.Config, error) {
-	if caFile == "" {
-		return &tls.Config{MinVersion: tls.VersionTLS12}, nil
+func (t clientCert) config() (*tls.Config, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if t.ca != "" {
+		pem, err := readSmall(t.ca)
+		if err != nil {
+			return nil, usage("--addr-ca: %w", fileError(t.ca, err))
+		}
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, usage("--addr-ca %s holds no certificate in PEM", t.ca)
+		}
 	}
-	pem, err := os.ReadFile(caFile)
-	if err != nil {
-		return nil, usage("--addr-ca: %s", fileError(caFile, err))
+	if t.cert != "" || t.key != "" {
+		cert, err := tls.LoadX509KeyPair(t.cert, t.key)
+		if err != nil {
+			return nil, usage("--addr-cert and --addr-key: %w", err)
+		}
+		conf.Certificates = []tls.Certificate{cert}
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, usage("--addr-ca %s holds no certificate in PEM", caFile)
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}, nil
+	return conf, nil
 }
 
 func (a *app) socketPath(d dialFlags) (string, error) {

@@ -31,6 +31,10 @@ import (
 const (
 	runGrace  = 2 * time.Second // for what grandchildren have open when the child has ended
 	runTokens = 32              // bytes of the proxy token
+
+	// stderr is the command's: little, and for people.
+	runLogLevel  = "error"
+	runLogFormat = "console"
 )
 
 // runFlags are the flags of `egressd run`.
@@ -62,16 +66,18 @@ from it; --source NAME=file: is for files that it cannot.`,
 	}
 	fs := cmd.Flags()
 	fs.SetInterspersed(false) // the command's own flags are the command's
-	fs.StringVar(&f.policy, "policy", "", "policy file or directory")
-	fs.StringVar(&f.sandbox, "sandbox", "", "the policy's sandbox to be; needed when it has several")
-	fs.StringArrayVar(&f.sources, "source", nil, "NAME[.field]=env:VAR or file:PATH: a source of the policy (repeated)")
-	fs.StringArrayVar(&f.inject, "inject", nil, "HOST[:PORT]=VAR: allow the host and send `Authorization: Bearer $VAR` to it (repeated)")
-	fs.StringArrayVar(&f.allow, "allow", nil, "HOST[:PORT]: allow the host, without a credential (repeated)")
-	fs.StringArrayVar(&f.allowCIDRs, "allow-cidr", nil, "private or loopback range that may be dialled (repeated)")
+	fs.StringVar(&f.policy, "policy", "", "policy `file` or directory")
+	fs.StringVar(&f.sandbox, "sandbox", "", "the policy's sandbox to be, by its `ID`; needed when it has several")
+	fs.StringArrayVar(&f.sources, "source", nil, "`NAME[.field]=env:VAR` or NAME[.field]=file:PATH: a source of the policy (repeated)")
+	fs.StringArrayVar(&f.inject, "inject", nil, "`HOST[:PORT]=VAR`: allow the host and send \"Authorization: Bearer $VAR\" to it (repeated; port 443)")
+	fs.StringArrayVar(&f.allow, "allow", nil, "`HOST[:PORT]`: allow the host, without a credential (repeated)")
+	fs.StringArrayVar(&f.allowCIDRs, "allow-cidr", nil, "private or loopback `range` that may be dialled (repeated)")
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "say nothing but errors")
 	fs.BoolVar(&f.isolate, "isolate", false, "force the command through the proxy (not supported yet)")
-	fs.StringP("config", "c", "", "config file, for policy.dir, upstream, limits and log")
+	fs.StringP("config", "c", "", "config `file`, for policy.dir, upstream, limits and log (EGRESSD_CONFIG)")
 	config.FlagsFor(fs, forRun)
+	fs.Lookup("log-level").DefValue, fs.Lookup("log-format").DefValue = runLogLevel, runLogFormat
+	fs.Lookup("audit-file").Usage = "audit log; empty: none"
 	return cmd
 }
 
@@ -121,14 +127,16 @@ func (a *app) loadRunConfig(cmd *cobra.Command, f *runFlags) (*config.Loaded, er
 		l.Upstream.AllowCIDRs = append(l.Upstream.AllowCIDRs, p)
 	}
 	if l.Origin["log.level"] == "" {
-		l.Log.Level = "error" // stderr is the child's
-		l.Log.Format = "console"
+		l.Log.Level = runLogLevel
+	}
+	if l.Origin["log.format"] == "" {
+		l.Log.Format = runLogFormat
 	}
 	if f.policy != "" && len(f.inject)+len(f.allow) > 0 {
 		return nil, usage("--inject and --allow make a policy of their own: use them or --policy, not both")
 	}
 	if f.policy == "" && len(f.inject) == 0 && len(f.allow) == 0 {
-		if cmd.Flags().Lookup("config").Value.String() == "" {
+		if cmd.Flags().Lookup("config").Value.String() == "" && a.env("EGRESSD_CONFIG") == "" {
 			return nil, usage("say what the command may reach: --inject HOST=VAR, --allow HOST or --policy FILE")
 		}
 		if err := l.CheckPolicyDir(); err != nil {
@@ -195,6 +203,10 @@ func (s *session) compile(context.Context) error {
 		}
 	}
 	set, _, err := files()
+	var ps policy.Problems
+	if errors.As(err, &ps) && s.flags.policy == "" {
+		return usage("--inject or --allow: %s", ps[0].Message) // where it stands in our own text helps nobody
+	}
 	if err != nil {
 		return err
 	}

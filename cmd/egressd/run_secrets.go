@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
@@ -44,11 +45,30 @@ func (f specFields) kind() string {
 	return static.Headers
 }
 
-// injection is one --inject: its source is named by host and port.
+// injection is one --inject.
 type injection struct {
-	host   string
-	port   uint16
+	target
 	source string
+}
+
+// target is where a rule of --inject or --allow holds: a domain pattern or an address.
+type target struct {
+	host string
+	cidr string // instead of host
+	port uint16 // 0: not given
+}
+
+// match adds the target to a rule.
+func (t target) match(rule map[string]any) map[string]any {
+	if t.cidr != "" {
+		rule["cidrs"] = []string{t.cidr}
+	} else {
+		rule["domains"] = []string{t.host}
+	}
+	if t.port != 0 {
+		rule["ports"] = []map[string]any{{"port": t.port}}
+	}
+	return rule
 }
 
 func (a *app) readRunSecrets(f *runFlags) (*runSecrets, error) {
@@ -99,74 +119,71 @@ func (s *runSecrets) addSource(a *app, arg string) error {
 }
 
 func (s *runSecrets) addInjection(a *app, arg string, i int) error {
-	target, name, ok := strings.Cut(arg, "=")
+	where, name, ok := strings.Cut(arg, "=")
 	if !ok || name == "" {
 		return usage("--inject wants HOST=VAR, VAR being the environment variable that holds the token")
 	}
-	host, port, err := parseTarget("--inject", target)
+	at, err := parseTarget("--inject", where)
 	if err != nil {
 		return err
 	}
-	value, err := a.secretFrom("--inject "+target, name, true, false)
+	if at.port == 0 {
+		at.port = 443
+	}
+	value, err := a.secretFrom("--inject "+where, name, true, false)
 	if err != nil {
 		return err
 	}
 	for _, other := range s.inject {
-		if other.host == host && other.port == port {
-			return usage("--inject %s is given twice", target)
+		if other.target == at {
+			return usage("--inject %s is given twice", where)
 		}
 	}
-	in := injection{host: host, port: port, source: fmt.Sprintf("inject-%d", i+1)}
+	in := injection{target: at, source: fmt.Sprintf("inject-%d", i+1)}
 	s.inject = append(s.inject, in)
 	s.vars = append(s.vars, name)
 	s.sources[in.source] = specFields{defaultKey: value}
 	return nil
 }
 
-// parseTarget takes HOST or HOST:PORT; the host may be a pattern such as *.example.com.
-func parseTarget(flag, target string) (host string, port uint16, err error) {
-	host = target
-	if h, p, err := net.SplitHostPort(target); err == nil {
+// parseTarget takes HOST or HOST:PORT; the host may be a pattern such as *.example.com,
+// or an address.
+func parseTarget(flag, s string) (target, error) {
+	t := target{host: s}
+	if h, p, err := net.SplitHostPort(s); err == nil {
 		n, err := strconv.ParseUint(p, 10, 16)
 		if err != nil || n == 0 {
-			return "", 0, usage("%s %q: the port is not one", flag, target)
+			return t, usage("%s %q: the port is not one", flag, s)
 		}
-		host, port = h, uint16(n)
+		t.host, t.port = h, uint16(n)
 	}
-	if _, err := policy.ParseDomainPattern(host); err != nil {
-		return "", 0, usage("%s %q is not HOST or HOST:PORT: %w", flag, target, err)
+	if ip, err := netip.ParseAddr(strings.Trim(t.host, "[]")); err == nil && ip.Zone() == "" {
+		return target{cidr: netip.PrefixFrom(ip.Unmap(), ip.Unmap().BitLen()).String(), port: t.port}, nil
 	}
-	return host, port, nil
+	if _, err := policy.ParseDomainPattern(t.host); err != nil {
+		return t, usage("%s %q is not HOST or HOST:PORT: %w", flag, s, err)
+	}
+	return t, nil
 }
 
 // policyFile is the policy that --inject and --allow say: JSON, which is YAML.
 func (s *runSecrets) policyFile(allow []string, tokenHash string) ([]byte, error) {
 	type object = map[string]any
 	var traffic, credential, bindings []object
-	ports := func(o object, port uint16) object {
-		if port != 0 {
-			o["ports"] = []object{{"port": port}}
-		}
-		return o
-	}
 	for _, in := range s.inject {
-		port := in.port
-		if port == 0 {
-			port = 443
-		}
-		traffic = append(traffic, ports(object{"name": in.source, "action": "allow", "domains": []string{in.host}}, port))
-		credential = append(credential, ports(object{"name": in.source, "credentialRef": in.source, "domains": []string{in.host}}, port))
+		traffic = append(traffic, in.match(object{"name": in.source, "action": "allow"}))
+		credential = append(credential, in.match(object{"name": in.source, "credentialRef": in.source}))
 		bindings = append(bindings, object{"ref": in.source, "sourceRef": in.source, "projection": object{
 			"type":        "http_headers",
 			"httpHeaders": object{"headers": []object{{"name": "Authorization", "valueTemplate": "Bearer {{ .token }}"}}},
 		}})
 	}
-	for i, target := range allow {
-		host, port, err := parseTarget("--allow", target)
+	for i, where := range allow {
+		at, err := parseTarget("--allow", where)
 		if err != nil {
 			return nil, err
 		}
-		traffic = append(traffic, ports(object{"name": fmt.Sprintf("allow-%d", i+1), "action": "allow", "domains": []string{host}}, port))
+		traffic = append(traffic, at.match(object{"name": fmt.Sprintf("allow-%d", i+1), "action": "allow"}))
 	}
 	egress := object{"trafficRules": traffic}
 	network := object{"mode": "block-all", "egress": egress}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -17,6 +19,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/egressd/egressd/internal/testbed"
 )
@@ -55,8 +58,11 @@ func setupScript(e *testscript.Env) error {
 	}
 	ca := testbed.NewCA(t)
 	origin := testbed.NewOrigin(t, ca, testbed.OriginOptions{Names: []string{"good.test"}, Bearer: bearer, User: "bot", PW: "fake-password-for-tests"})
-	client := ca.ClientCert(t, "bot")
-	files := map[string]string{"origin.pem": string(ca.PEM()), "client.pem": testbed.CertPEM(client), "client.key": testbed.KeyPEM(t, client)}
+	client, server := ca.ClientCert(t, "bot"), ca.Leaf(t, "127.0.0.1")
+	files := map[string]string{
+		"origin.pem": string(ca.PEM()), "client.pem": testbed.CertPEM(client), "client.key": testbed.KeyPEM(t, client),
+		"api.pem": testbed.CertPEM(server), "api.key": testbed.KeyPEM(t, server), "id_ed25519": sshKey(t, "fake-passphrase-for-tests"),
+	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(e.WorkDir, name), []byte(text), 0o600); err != nil {
 			return err
@@ -78,6 +84,20 @@ func setupScript(e *testscript.Env) error {
 		e.Setenv(vars[i], vars[i+1])
 	}
 	return nil
+}
+
+// sshKey is a fresh key, encrypted.
+func sshKey(t testing.TB, passphrase string) string {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := ssh.MarshalPrivateKeyWithPassphrase(key, "test", []byte(passphrase))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(block))
 }
 
 func freeAddrs(n int) ([]string, error) {

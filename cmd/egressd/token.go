@@ -13,7 +13,7 @@ func (a *app) tokenCmd() *cobra.Command {
 	var d dialFlags
 	cmd := &cobra.Command{Use: "token", Short: "Tokens for the management API", Args: cobra.ArbitraryArgs, RunE: group}
 	d.register(cmd.PersistentFlags())
-	cmd.AddCommand(d.alias(a.tokenCreate(&d)), d.alias(a.tokenList(&d)), d.alias(a.tokenRevoke(&d)))
+	cmd.AddCommand(d.alias(a.tokenCreate(&d)), d.alias(a.tokenList(&d)), d.alias(a.tokenRevoke(&d)), d.alias(a.tokenWhoami(&d)))
 	return cmd
 }
 
@@ -101,4 +101,26 @@ func (a *app) tokenRevoke(d *dialFlags) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	return cmd
+}
+
+func (a *app) tokenWhoami(d *dialFlags) *cobra.Command {
+	return &cobra.Command{
+		Use: "whoami", Short: "Say who the daemon takes you for", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client(*d)
+			if err != nil {
+				return err
+			}
+			res, err := c.do(cmd.Context(), http.MethodGet, "/whoami", nil)
+			if err != nil || a.json {
+				return a.rawOr(res, err)
+			}
+			var id api.Identity
+			if err := res.into(&id); err != nil {
+				return err
+			}
+			a.table([][]string{{"name", id.Name}, {"role", id.Role}, {"team", id.Team}, {"via", id.Via}, {"expires", stamp(id.ExpiresAt)}})
+			return nil
+		},
+	}
 }
