@@ -199,9 +199,6 @@ func (b *bench) measure(w workload) error {
 		return w.once(b)
 	}
 	rounds := b.plan.rounds
-	if w.rounds > 0 {
-		rounds = min(rounds, w.rounds)
-	}
 	if w.short {
 		rounds *= 3
 	}

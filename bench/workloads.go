@@ -21,7 +21,6 @@ const apiName = "api.bench.test"
 type workload struct {
 	name, title, unit string
 	proxies           []string
-	rounds            int  // at most; 0: as the plan says
 	short             bool // a sample is short and noise is long: three times the rounds
 	run               func(b *bench, t *target, round int) (float64, error)
 	once              func(b *bench) error // instead of run: adds its samples itself
@@ -37,10 +36,10 @@ func workloads() []workload {
 		{name: "newconn", title: "new connection per request", unit: "req/CPU-s", proxies: through, run: newConns},
 		{name: "resume", title: "new connection per request, sessions resumed", unit: "req/CPU-s", proxies: through, run: resumed},
 		{name: "cold", title: "hosts never seen before", unit: "req/CPU-s", proxies: through, run: coldHosts},
-		{name: "down", title: "bulk download, intercepted", unit: "CPU s/GiB", proxies: through, rounds: 3, run: bulkRun(apiName, (*client).down)},
-		{name: "up", title: "bulk upload, intercepted", unit: "CPU s/GiB", proxies: through, rounds: 3, run: bulkRun(apiName, (*client).up)},
-		{name: "pass-down", title: "bulk download, passthrough", unit: "CPU s/GiB", proxies: []string{relay, library, egressd}, rounds: 3, run: bulkRun(passName, (*client).down)},
-		{name: "pass-up", title: "bulk upload, passthrough", unit: "CPU s/GiB", proxies: []string{relay, library, egressd}, rounds: 3, run: bulkRun(passName, (*client).up)},
+		{name: "down", title: "bulk download, intercepted", unit: "CPU s/GiB", proxies: through, run: bulkRun(apiName, (*client).down)},
+		{name: "up", title: "bulk upload, intercepted", unit: "CPU s/GiB", proxies: through, run: bulkRun(apiName, (*client).up)},
+		{name: "pass-down", title: "bulk download, passthrough", unit: "CPU s/GiB", proxies: []string{relay, library, egressd}, run: bulkRun(passName, (*client).down)},
+		{name: "pass-up", title: "bulk upload, passthrough", unit: "CPU s/GiB", proxies: []string{relay, library, egressd}, run: bulkRun(passName, (*client).up)},
 		{name: "sse", title: "delay of an SSE event, p50", unit: "µs", proxies: all, run: streamRun("/sse")},
 		{name: "ndjson", title: "delay of an NDJSON event, p50", unit: "µs", proxies: all, run: streamRun("/ndjson")},
 		{name: "idle", title: "idle intercepted tunnel", unit: "KiB", once: idleTunnels},
