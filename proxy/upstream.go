@@ -5,17 +5,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/netip"
-	"net/textproto"
-	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
 
 	"github.com/egressd/egressd/internal/h1"
 )
@@ -35,6 +32,7 @@ type poolKey struct {
 const (
 	maxIdlePerPool = 256
 	maxIdle        = 4096
+	maxPools       = 16384 // names that a sandbox makes up cost memory too
 	idleLifetime   = 90 * time.Second
 )
 
@@ -47,10 +45,10 @@ type upstream struct {
 	h1lim   h1.Limits
 
 	mu      sync.Mutex
-	pools   map[poolKey]*pool
+	pools   *lru.Cache[poolKey, *pool]
 	retired []*pool // forgotten less than idleLifetime ago
 	idle    int
-	closed  bool
+	closed  atomic.Bool
 
 	perSandbox *quota // connections that are open, in use or idle
 }
@@ -63,10 +61,11 @@ type pool struct {
 	tls     *clientTLS
 	alpn    atomic.Uint32 // what the origin spoke: alpnUnknown, alpnH1, alpnH2
 
+	used atomic.Int64 // when a request or an answer was last here, Unix ns
+
 	mu      sync.Mutex
 	idle    []*upConn // oldest first
-	used    time.Time
-	retired bool // forgotten: what was in use when that happened is not kept
+	retired bool      // forgotten: what was in use when that happened is not kept
 
 	h2once sync.Once
 	h2     *http.Transport
@@ -78,15 +77,6 @@ const (
 	alpnH2
 )
 
-// upConn is one HTTP/1.1 connection to an origin.
-type upConn struct {
-	nc     net.Conn
-	h1     *h1.ClientConn
-	pool   *pool
-	since  time.Time // when it became idle
-	reused bool
-}
-
 var (
 	errUpstreamTLS      = errors.New("upstream TLS")
 	errUpstreamResponse = errors.New("upstream response")
@@ -97,9 +87,9 @@ var (
 )
 
 func newUpstream(g Guard, roots *x509.CertPool, l Limits, m *metrics) *upstream {
-	u := &upstream{guard: g, roots: roots, limits: l, metrics: m, h1lim: h1.DefaultLimits(),
-		pools: map[poolKey]*pool{}, perSandbox: newQuota(l.ConnectionsPerSandbox)}
-	u.h1lim.Headers = 256 // origins send many Set-Cookie
+	u := &upstream{guard: g, roots: roots, limits: l, metrics: m, h1lim: h1.DefaultLimits(), perSandbox: newQuota(l.ConnectionsPerSandbox)}
+	u.pools, _ = lru.NewWithEvict(maxPools, func(_ poolKey, p *pool) { p.retire() }) // fails on a size below 1 only
+	u.h1lim.Headers = 256                                                            // origins send many Set-Cookie
 	return u
 }
 
@@ -131,135 +121,32 @@ func (u *upstream) roundTrip(f *flight, w http.ResponseWriter, r *http.Request, 
 const alertNoApplicationProtocol tls.AlertError = 120
 
 func (u *upstream) pool(p *plan) (*pool, error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.closed {
+	if u.closed.Load() {
 		return nil, errClosed
 	}
-	if pl := u.pools[p.key]; pl != nil {
-		return pl, nil
+	now := time.Now().UnixNano()
+	pl, ok := u.pools.Get(p.key)
+	if !ok {
+		pl = &pool{up: u, key: p.key, sources: p.sources()}
+		if p.key.tls {
+			pl.tls = newClientTLS(u.roots, p)
+		}
+		if other, ok, _ := u.pools.PeekOrAdd(p.key, pl); ok {
+			pl = other
+		}
 	}
-	pl := &pool{up: u, key: p.key, used: time.Now()}
-	if p.key.tls {
-		pl.tls = newClientTLS(u.roots, p)
-	}
-	pl.sources = p.sources()
-	u.pools[p.key] = pl
+	pl.used.Store(now)
 	return pl, nil
-}
-
-// roundTripH1 uses an idle connection or a new one. A connection that the origin
-// closed while it was idle is replaced once, when nothing of the request is lost by that.
-func (p *pool) roundTripH1(f *flight, w http.ResponseWriter, r *http.Request, pl *plan) (*http.Response, error) {
-	for {
-		c, err := p.get(r)
-		if err != nil {
-			return nil, err
-		}
-		resp, err := c.h1.RoundTrip(r, f.on(c, w, r, pl))
-		if err == nil {
-			return resp, nil
-		}
-		_ = c.nc.Close()
-		switch {
-		case f.aborted():
-			return nil, errClientGone
-		case c.reused && idempotent(r.Method) && h1.Retryable(err):
-			f.answer.Clear()
-			continue
-		}
-		return nil, fmt.Errorf("%w: %w", errUpstreamResponse, err)
-	}
-}
-
-// slowAfter is how long an origin may be silent before egressd watches whether the
-// client still waits.
-const slowAfter = time.Second
-
-// maxInterims is how many 1xx answers a sandbox is shown.
-const maxInterims = 5
-
-// get returns an idle connection, the youngest first, or dials.
-func (p *pool) get(r *http.Request) (*upConn, error) {
-	for {
-		c := p.takeIdle()
-		if c == nil {
-			return p.dialH1(r.Context())
-		}
-		// What cannot be sent twice is not sent into a connection that the origin has
-		// closed: look first. Anything else is simply sent again.
-		if (r.ContentLength != 0 || !idempotent(r.Method)) && !c.h1.Alive() {
-			_ = c.nc.Close()
-			continue
-		}
-		return c, nil
-	}
-}
-
-func idempotent(method string) bool {
-	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPut, http.MethodDelete:
-		return true
-	}
-	return false
-}
-
-func (p *pool) takeIdle() *upConn {
-	p.mu.Lock()
-	n := len(p.idle)
-	if n == 0 {
-		p.mu.Unlock()
-		return nil
-	}
-	c := p.idle[n-1]
-	p.idle[n-1] = nil
-	p.idle = p.idle[:n-1]
-	p.mu.Unlock()
-	p.up.addIdle(-1)
-	c.reused = true
-	return c
 }
 
 func (u *upstream) addIdle(n int) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if n > 0 && (u.idle >= maxIdle || u.closed) {
+	if n > 0 && (u.idle >= maxIdle || u.closed.Load()) {
 		return false
 	}
 	u.idle += n
 	return true
-}
-
-// done is called once when the answer has been read (or given up).
-func (c *upConn) done(reusable bool) {
-	p := c.pool
-	if !reusable || !p.up.addIdle(1) {
-		_ = c.nc.Close()
-		return
-	}
-	now := time.Now()
-	p.mu.Lock()
-	if len(p.idle) < maxIdlePerPool && !p.retired {
-		c.since, p.used = now, now
-		p.idle = append(p.idle, c)
-		p.mu.Unlock()
-		return
-	}
-	p.mu.Unlock()
-	p.up.addIdle(-1)
-	_ = c.nc.Close()
-}
-
-func (p *pool) dialH1(ctx context.Context) (*upConn, error) {
-	nc, proto, err := p.dial(ctx, "http/1.1")
-	if err != nil {
-		return nil, err
-	}
-	if proto == "h2" { // cannot be: only http/1.1 was offered
-		_ = nc.Close()
-		return nil, errUpstreamTLS
-	}
-	return &upConn{nc: nc, h1: h1.NewClientConn(nc, p.up.h1lim), pool: p}, nil
 }
 
 // dial opens a connection to an address that netguard has checked and, for TLS,
@@ -297,136 +184,6 @@ func (p *pool) dial(ctx context.Context, alpn ...string) (net.Conn, string, erro
 	return nc, proto, nil
 }
 
-// roundTripH2 sends r over h2, by the standard library's client on connections that
-// we dialled and verified. errNotH2: the origin chose HTTP/1.1, nothing was sent.
-func (p *pool) roundTripH2(w http.ResponseWriter, r *http.Request, pl *plan) (*http.Response, error) {
-	p.h2once.Do(p.startH2)
-	ctx, interims := r.Context(), interimGate{w: w}
-	defer interims.close()
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: interims.pass})
-	header := r.Header
-	if r.ProtoMajor == 1 {
-		header = header.Clone() // the transport may read it for longer than the h1 server leaves it to us
-	}
-	out := &http.Request{
-		Method: r.Method, Header: header, Body: r.Body, ContentLength: r.ContentLength, Trailer: r.Trailer,
-		URL: &url.URL{Scheme: "https", Host: pl.authority, Opaque: "//" + pl.authority + pl.target}, Host: pl.authority,
-		Proto: "HTTP/2.0", ProtoMajor: 2,
-	}
-	body := holdBody(out)
-	if _, ok := out.Header["User-Agent"]; !ok {
-		out.Header["User-Agent"] = nil // net/http would add its own
-	}
-	resp, err := p.h2.RoundTrip(out.WithContext(ctx))
-	if err == nil {
-		p.alpn.Store(alpnH2)
-		return resp, nil
-	}
-	if errors.Is(err, errNotH2) {
-		p.alpn.Store(alpnH1)
-		return nil, err // nothing of the body was read: HTTP/1.1 sends it
-	}
-	body.closeNow()
-	var de *dialError
-	if errors.As(err, &de) {
-		return nil, de.error
-	}
-	return nil, fmt.Errorf("%w: %w", errUpstreamResponse, err)
-}
-
-// heldBody keeps a transport that found no connection from closing a body which
-// another protocol may still send. From the first Read on it is what it wraps.
-type heldBody struct {
-	io.ReadCloser
-	begun atomic.Bool
-}
-
-func holdBody(r *http.Request) *heldBody {
-	if r.Body == nil || r.Body == http.NoBody {
-		return nil
-	}
-	b := &heldBody{ReadCloser: r.Body}
-	r.Body = b
-	return b
-}
-
-func (b *heldBody) Read(p []byte) (int, error) {
-	b.begun.Store(true)
-	return b.ReadCloser.Read(p)
-}
-
-func (b *heldBody) Close() error {
-	if !b.begun.Load() {
-		return nil
-	}
-	return b.ReadCloser.Close()
-}
-
-func (b *heldBody) closeNow() {
-	if b != nil {
-		_ = b.ReadCloser.Close()
-	}
-}
-
-// interimGate passes interim answers on from the transport's own goroutine, and none
-// once RoundTrip has returned: w belongs to the handler then, or to nobody.
-type interimGate struct {
-	mu   sync.Mutex
-	w    http.ResponseWriter
-	n    int
-	shut bool
-}
-
-func (g *interimGate) pass(code int, h textproto.MIMEHeader) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if code == http.StatusSwitchingProtocols {
-		return errors.New("unrequested 101") // RFC 9113 section 8.6: h2 has none
-	}
-	if g.n++; g.n <= maxInterims && !g.shut {
-		interim(g.w, code, http.Header(h))
-	}
-	return nil
-}
-
-func (g *interimGate) close() {
-	g.mu.Lock()
-	g.shut = true
-	g.mu.Unlock()
-}
-
-// dialError tells what failed before a connection stood from what failed on it.
-type dialError struct{ error }
-
-func (e *dialError) Unwrap() error { return e.error }
-
-func (p *pool) startH2() {
-	protos := new(http.Protocols)
-	protos.SetHTTP2(true)
-	h2 := &http.Transport{
-		Proxy: nil, Protocols: protos, DisableCompression: true, ForceAttemptHTTP2: true,
-		MaxResponseHeaderBytes: int64(p.up.h1lim.HeadBytes), IdleConnTimeout: idleLifetime,
-		ResponseHeaderTimeout: p.up.limits.ResponseHeaderTimeout,
-		HTTP2:                 &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second, WriteByteTimeout: p.up.limits.StallTimeout},
-		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			nc, proto, err := p.dial(ctx, "h2", "http/1.1")
-			if err != nil {
-				return nil, &dialError{err}
-			}
-			if proto != "h2" {
-				// Keep it for the HTTP/1.1 path that takes over now.
-				c := &upConn{nc: nc, h1: h1.NewClientConn(nc, p.up.h1lim), pool: p}
-				c.done(true)
-				return nil, errNotH2
-			}
-			return nc, nil
-		},
-	}
-	p.mu.Lock()
-	p.h2 = h2
-	p.mu.Unlock()
-}
-
 // closeIdleOf ends idle connections that carry material of a source; of any source if
 // both names are empty.
 func (u *upstream) closeIdleOf(team, name string) {
@@ -444,24 +201,28 @@ func (u *upstream) closeIdleOf(team, name string) {
 	})
 }
 
-// forget drops the pools that match and closes what is idle in them. What is in use
-// finishes and is closed then.
+// forget drops the pools that match. What is in use finishes and is closed then.
 func (u *upstream) forget(match func(*pool) bool) {
-	var drop []*pool
-	u.mu.Lock()
-	for k, p := range u.pools {
+	for _, p := range u.pools.Values() {
 		if match(p) {
-			drop = append(drop, p)
-			delete(u.pools, k)
+			u.pools.Remove(p.key) // retires it
 		}
 	}
-	u.retired = append(u.retired, drop...)
-	u.mu.Unlock()
-	for _, p := range drop {
-		p.mu.Lock()
-		p.retired, p.used = true, time.Now()
-		p.mu.Unlock()
-		p.closeIdle(time.Time{})
+}
+
+// retire closes what is idle in a pool that nothing leads to any more; what is in use is
+// closed when it is given back.
+func (p *pool) retire() {
+	p.used.Store(time.Now().UnixNano())
+	p.mu.Lock()
+	p.retired = true
+	h2 := p.h2 != nil
+	p.mu.Unlock()
+	p.closeIdle(time.Time{})
+	if h2 {
+		p.up.mu.Lock()
+		p.up.retired = append(p.up.retired, p) // its transport cannot be told to keep nothing
+		p.up.mu.Unlock()
 	}
 }
 
@@ -490,25 +251,13 @@ func (p *pool) closeIdle(before time.Time) int {
 // sweepOnce closes what has been idle since before, and forgets pools without use.
 func (u *upstream) sweepOnce(before time.Time) {
 	u.mu.Lock()
-	all := make([]*pool, 0, len(u.pools))
-	for _, p := range u.pools {
-		all = append(all, p)
-	}
 	old := u.retired
 	u.retired = nil
 	u.mu.Unlock()
 	u.sweepRetired(old, before)
-	for _, p := range all {
-		if p.closeIdle(before) > 0 {
-			continue
-		}
-		p.mu.Lock()
-		unused := p.used.Before(before) && p.h2 == nil
-		p.mu.Unlock()
-		if unused {
-			u.mu.Lock()
-			delete(u.pools, p.key)
-			u.mu.Unlock()
+	for _, p := range u.pools.Values() {
+		if p.closeIdle(before) == 0 && p.used.Load() < before.UnixNano() {
+			u.pools.Remove(p.key)
 		}
 	}
 }
@@ -520,11 +269,9 @@ func (u *upstream) sweepRetired(pools []*pool, before time.Time) {
 	var keep []*pool
 	for _, p := range pools {
 		p.closeIdle(time.Time{})
-		p.mu.Lock()
-		if p.used.After(before) {
+		if p.used.Load() > before.UnixNano() {
 			keep = append(keep, p)
 		}
-		p.mu.Unlock()
 	}
 	u.mu.Lock()
 	u.retired = append(u.retired, keep...)
@@ -532,14 +279,9 @@ func (u *upstream) sweepRetired(pools []*pool, before time.Time) {
 }
 
 func (u *upstream) close() {
-	u.mu.Lock()
-	if u.closed {
-		u.mu.Unlock()
-		return
+	if !u.closed.Swap(true) {
+		u.pools.Purge()
 	}
-	u.closed = true
-	u.mu.Unlock()
-	u.forget(func(*pool) bool { return true })
 }
 
 func (p *plan) sources() []string {
