@@ -77,7 +77,7 @@ func TestBadInputOfUnprivilegedUser(t *testing.T) {
 			cmd.Dir = d.dir
 			cmd.SysProcAttr = nobody()
 			got := runCmd(cmd, "", nil)
-			_ = os.Chmod(d.path("state"), 0o700) //nolint:gosec // so that it can be removed
+			_ = os.Chmod(d.path("state"), 0o700) // so that it can be removed
 			line := strings.TrimSuffix(got.stderr, "\n")
 			if got.code != m.code || !strings.HasPrefix(line, "egressd: ") || strings.Contains(line, "\n") || got.stdout != "" {
 				t.Errorf("want one line and exit code %d, got %s", m.code, got)

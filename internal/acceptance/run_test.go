@@ -29,7 +29,7 @@ func TestAttack_G07_G08_run_child_sees_no_secret(t *testing.T) {
 		policy: strings.NewReplacer("static_headers", "h", "static_username_password", "b", "static_tls_client_certificate", "c", "TOKEN", "sha256:"+strings.Repeat("0", 64)).
 			Replace(canaryPolicy),
 	} {
-		if err := os.WriteFile(name, []byte(text), 0o644); err != nil { //nolint:gosec // another user reads it
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil { // another user reads it
 			t.Fatal(err)
 		}
 	}
@@ -90,7 +90,7 @@ func openDir(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o777); err != nil { //nolint:gosec // as said
+	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
 	return dir
