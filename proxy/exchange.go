@@ -73,7 +73,8 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal 
 	if t.tls {
 		f.Protocol, x.protocol = policy.TLS, "https"
 	}
-	if b.rules.Policy.LooksAtPaths(f) {
+	looks := t.looksAt(b, f)
+	if looks.paths {
 		c, err := policy.CanonicalPath(path)
 		if err != nil {
 			return &refusal{status: http.StatusBadRequest, code: codeBadPath, detail: err.Error()}
@@ -97,7 +98,7 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal 
 	if len(addrs) > 0 {
 		p.key.addr = addrs[0] // the decision holds for this address: dial no other
 	}
-	if b.rules.Policy.LooksAtMethods(f) {
+	if looks.methods {
 		for _, k := range methodOverrides {
 			delete(r.Header, k)
 		}

@@ -37,6 +37,7 @@ func (g *idSource) next() string {
 type record struct {
 	facts
 	plan   plan
+	line   audit.Record
 	flight flight
 }
 
@@ -118,7 +119,8 @@ func (x *record) finish() {
 	m.duration.Observe(d.Seconds())
 	m.bytesIn.Add(float64(x.bytesIn))
 	m.bytesOut.Add(float64(x.bytesOut))
-	a := audit.Record{
+	a := &x.line
+	*a = audit.Record{
 		Time: x.start, RequestID: x.id, Way: x.way.String(), Destination: x.dest.String(),
 		Protocol: x.protocol, Method: x.method, Path: x.path, Status: x.status,
 		BytesIn: x.bytesIn, BytesOut: x.bytesOut, Duration: d,
@@ -144,5 +146,5 @@ func (x *record) finish() {
 	if c := x.decision.ClientCert; c != nil && x.cert != nil {
 		a.ClientCertRule, a.ClientCertSource, a.ClientCertVersion = c.Name, x.cert.Source, x.cert.Version
 	}
-	x.srv.audit.Write(&a)
+	x.srv.audit.Write(a)
 }

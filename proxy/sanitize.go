@@ -7,16 +7,34 @@ import (
 
 // hopByHop are never forwarded in either direction (RFC 9110 section 7.6.1, and
 // what clients send to proxies). Upgrade is put back for a WebSocket handshake.
-var hopByHop = [...]string{
-	"Connection", "Proxy-Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
-	"Proxy-Authenticate", "Proxy-Authorization", "Proxy-Authentication-Info", "Http2-Settings",
+func hopByHop(name string) bool {
+	switch name {
+	case "Connection", "Proxy-Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+		"Proxy-Authenticate", "Proxy-Authorization", "Proxy-Authentication-Info", "Http2-Settings":
+		return true
+	}
+	return false
 }
 
-// pathClaims are what a sandbox may send to make an origin believe something about
+// pathClaim is what a sandbox may send to make an origin believe something about
 // where a request came from; egressd speaks for itself.
-var pathClaims = [...]string{
-	"Via", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port",
-	"X-Forwarded-Server", "X-Real-Ip", "Cdn-Loop", "Alt-Used",
+func pathClaim(name string) bool {
+	switch name {
+	case "Via", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port",
+		"X-Forwarded-Server", "X-Real-Ip", "Cdn-Loop", "Alt-Used":
+		return true
+	}
+	return false
+}
+
+// remove deletes the fields of h whose names are to be dropped. Heads have few fields:
+// to ask for each costs less than to delete each name that is dropped.
+func remove(h http.Header, dropped func(name string) bool) {
+	for k := range h {
+		if dropped(k) {
+			delete(h, k)
+		}
+	}
 }
 
 var methodOverrides = [...]string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override"}
@@ -35,12 +53,7 @@ func cleanRequest(h http.Header) (websocket, teTrailers bool) {
 			teTrailers = true
 		}
 	}
-	for _, k := range hopByHop {
-		delete(h, k)
-	}
-	for _, k := range pathClaims {
-		delete(h, k)
-	}
+	remove(h, func(k string) bool { return hopByHop(k) || pathClaim(k) })
 	return websocket, teTrailers
 }
 
@@ -53,7 +66,7 @@ func dropNominated(h http.Header, connection []string) (upgrade bool) {
 			switch {
 			case opt == "":
 			case strings.EqualFold(opt, "upgrade"):
-				upgrade = true // the header itself is in hopByHop
+				upgrade = true // the header itself is hop by hop
 			case strings.EqualFold(opt, "close"), strings.EqualFold(opt, "keep-alive"):
 			default:
 				delete(h, http.CanonicalHeaderKey(opt))
@@ -80,9 +93,7 @@ func cleanResponse(h http.Header, credentialed, keepClientAuth bool) bool {
 	if c, ok := h["Connection"]; ok {
 		dropNominated(h, c)
 	}
-	for _, k := range hopByHop {
-		delete(h, k)
-	}
+	remove(h, hopByHop)
 	delete(h, "Alt-Svc") // would steer the client to QUIC, past egressd
 	if len(h["Content-Length"]) > 1 {
 		return false
@@ -117,19 +128,18 @@ func schemesOnly(vs []string) []string {
 	return out
 }
 
-// neverTrailers are fields that frame, route or authenticate and therefore do not
+// neverTrailer are fields that frame, route or authenticate and therefore do not
 // belong behind a body (RFC 9110 section 6.5.1): there they would pass the checks of a head.
-var neverTrailers = [...]string{
-	"Alt-Svc", "Authentication-Info", "Cache-Control", "Clear-Site-Data", "Content-Encoding", "Content-Length", "Content-Range",
-	"Content-Type", "Host", "Location", "Refresh", "Set-Cookie", "Www-Authenticate",
+func neverTrailer(name string) bool {
+	switch name {
+	case "Alt-Svc", "Authentication-Info", "Cache-Control", "Clear-Site-Data", "Content-Encoding", "Content-Length",
+		"Content-Range", "Content-Type", "Host", "Location", "Refresh", "Set-Cookie", "Www-Authenticate":
+		return true
+	}
+	return false
 }
 
 // cleanTrailer removes from an answer's trailers what must not reach the sandbox there.
 func cleanTrailer(h http.Header) {
-	for _, k := range hopByHop {
-		delete(h, k)
-	}
-	for _, k := range neverTrailers {
-		delete(h, k)
-	}
+	remove(h, func(k string) bool { return hopByHop(k) || neverTrailer(k) })
 }

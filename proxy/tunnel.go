@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+
+	"github.com/egressd/egressd/policy"
 )
 
 // tunnel is one client connection and, after CONNECT, the one destination that it
@@ -25,7 +27,28 @@ type tunnel struct {
 	drain    context.Context //nolint:containedctx // ends earlier: when draining begins
 	absolute dest            // of the absolute-form request being served
 	resets   atomic.Int32    // h2 streams given up, less those that finished
-	next     func()          // what the connection's owner does after the edge
+	looks    atomic.Pointer[looks]
+	next     func() // what the connection's owner does after the edge
+}
+
+// looks is what rules look at in requests to one destination, under one ruleset.
+type looks struct {
+	bound          *bound
+	host           string
+	port           uint16
+	paths, methods bool
+}
+
+// looksAt asks the rules once for the requests of a tunnel, and not for the address of each:
+// what any of them looks at counts for all.
+func (t *tunnel) looksAt(b *bound, f *policy.Flow) *looks {
+	l := t.looks.Load()
+	if l == nil || l.bound != b || l.host != f.Host || l.port != f.Port {
+		l = &looks{bound: b, host: f.Host, port: f.Port}
+		l.paths, l.methods = b.rules.Policy.LooksAtPaths(f), b.rules.Policy.LooksAtMethods(f)
+		t.looks.Store(l)
+	}
+	return l
 }
 
 type tunnelKey struct{}
