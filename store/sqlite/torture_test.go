@@ -28,7 +28,7 @@ import (
 const (
 	tortureWorkers = 4
 	tortureSources = 3 // of each worker
-	tortureRounds  = "EGRESSD_TORTURE"
+	tortureLong    = "EGRESSD_TORTURE" // set: 1,000 rounds
 )
 
 func tortureChild(ctx context.Context, dir string) error {
@@ -120,14 +120,11 @@ type torturer struct {
 
 type tally struct{ acks, open int }
 
-func TestAttack_H01_kill_9_during_writes(t *testing.T) {
+// H01; `make torture` runs it long.
+func TestTorture_H01_kill_9_during_writes(t *testing.T) {
 	rounds := 40
-	if s := os.Getenv(tortureRounds); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatalf("%s: %v", tortureRounds, err)
-		}
-		rounds = n
+	if os.Getenv(tortureLong) != "" {
+		rounds = 1000
 	}
 	var o *torturer
 	var total tally
