@@ -27,7 +27,7 @@ import (
 // The parent kills it at a random moment, opens the store and compares.
 const (
 	tortureWorkers = 4
-	tortureSources = 3 // of each worker
+	tortureSources = 3                 // of each worker
 	tortureLong    = "EGRESSD_TORTURE" // set: 1,000 rounds
 )
 
