@@ -32,6 +32,7 @@ func (g *rig) rawGet(t *testing.T, port uint16, method, path, fields string) ([]
 }
 
 func TestAttack_C15_expect_continue(t *testing.T) {
+	t.Parallel() // it mostly waits
 	g := attacked(t, options{})
 	head := func(path string) string {
 		return "POST " + path + " HTTP/1.1\r\nHost: " + g.goodHost() + "\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
@@ -116,6 +117,7 @@ func TestAttack_C16_interim_answers(t *testing.T) {
 }
 
 func TestAttack_C18_answers_without_a_body(t *testing.T) {
+	t.Parallel() // it mostly waits
 	g := attacked(t, options{})
 	h1only := testbed.NewOrigin(t, g.bed.CA, testbed.OriginOptions{ALPN: []string{"http/1.1"}})
 	for _, o := range []*testbed.Origin{g.bed.Good, h1only} {
@@ -205,6 +207,7 @@ func TestAttack_C20_response_splitting(t *testing.T) {
 }
 
 func TestAttack_C31_websocket_frames_are_opaque(t *testing.T) {
+	t.Parallel() // it mostly waits
 	g := attacked(t, options{})
 	storm := bytes.Repeat([]byte{0x88, 0x80, 1, 2, 3, 4}, 1000)
 	evil := bytes.Join([][]byte{
@@ -248,7 +251,7 @@ func TestAttack_C31_websocket_frames_are_opaque(t *testing.T) {
 				body = "0\r\n\r\n"
 			}
 			host := fmt.Sprintf("good.test:%d", o.Port())
-			got, _ := g.talk(g.tls(t, host, "good.test"), "GET / HTTP/1.1\r\nHost: "+host+"\r\n"+fields+"\r\n"+body, 2*time.Second)
+			got, _ := g.talk(g.tls(t, host, "good.test"), "GET / HTTP/1.1\r\nHost: "+host+"\r\n"+fields+"\r\n"+body, 600*time.Millisecond)
 			refusedOnce(t, got, http.StatusBadGateway, "upstream_failed")
 			if sent := strings.ToLower(string(o.Captured())); strings.Contains(sent, "upgrade:") || strings.Contains(sent, "http2-settings") {
 				t.Errorf("the origin saw %q", o.Captured())
@@ -259,6 +262,7 @@ func TestAttack_C31_websocket_frames_are_opaque(t *testing.T) {
 }
 
 func TestAttack_C32_streams_outlive_every_body_deadline(t *testing.T) {
+	t.Parallel() // it mostly waits
 	g := attacked(t, options{limits: proxy.Limits{SniffTimeout: 400 * time.Millisecond, HandshakeTimeout: 500 * time.Millisecond, StallTimeout: 600 * time.Millisecond, IdleTimeout: 1500 * time.Millisecond}})
 	var wg sync.WaitGroup
 	for _, h2 := range []bool{false, true} {
@@ -313,6 +317,7 @@ func TestAttack_C33_nothing_is_cached(t *testing.T) {
 }
 
 func TestAttack_C34_error_pages(t *testing.T) {
+	t.Parallel() // it mostly waits
 	ns := testbed.NewNS(t)
 	ns.On("drop.test", testbed.DNSAnswer{Drop: true})
 	g := attacked(t, options{ns: []string{ns.Addr()}, hosts: map[string]string{"private.test": "10.1.2.3", "closed.test": "127.0.0.77"}})

@@ -226,6 +226,7 @@ func TestAttack_C07_trailers(t *testing.T) {
 }
 
 func TestAttack_C09_C10_C12_fields_that_end_here(t *testing.T) {
+	t.Parallel() // it mostly waits
 	g := attacked(t, options{})
 	h1only := testbed.NewOrigin(t, g.bed.CA, testbed.OriginOptions{ALPN: []string{"http/1.1"}})
 	const secret2 = "proxy-secret-on-the-inside"
@@ -322,6 +323,7 @@ func TestAttack_C09_C10_C12_fields_that_end_here(t *testing.T) {
 }
 
 func TestAttack_C13_line_ends_in_a_secret(t *testing.T) {
+	t.Parallel() // it mostly waits
 	g := attacked(t, options{})
 	// What the source check cannot see: a line end that comes out of the template.
 	p := strings.Replace(basePolicy, `valueTemplate: "Bearer {{ .token }}"`, `valueTemplate: "{{ .token | b64dec }}"`, 1)
@@ -405,6 +407,7 @@ func TestAttack_C21_no_connection_serves_two_sandboxes(t *testing.T) {
 }
 
 func TestAttack_C23_slowloris(t *testing.T) {
+	t.Parallel() // it mostly waits
 	l := proxy.Limits{HandshakeTimeout: 700 * time.Millisecond, SniffTimeout: 500 * time.Millisecond, StallTimeout: 900 * time.Millisecond}
 	g := attacked(t, options{limits: l})
 	drip := func(c net.Conn, b string, every time.Duration) time.Duration {

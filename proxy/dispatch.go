@@ -39,13 +39,18 @@ func (s *Server) dispatch(ctx context.Context, t *tunnel) {
 		s.closeTunnel(t, prefix, proto, &refusal{status: http.StatusForbidden, code: codeProtocol, detail: err.Error()})
 		return
 	}
-	f := policy.Flow{Sandbox: b.sandbox, Host: t.dest.host, Port: t.dest.port, Addr: t.dest.ip, Protocol: proto}
 	if proto == policy.TLS {
 		if ref := s.checkHello(t, &prefix); ref != nil {
 			s.closeTunnel(t, prefix, proto, ref)
 			return
 		}
 	}
+	// The client may have taken its time: the ruleset of now decides.
+	if b, err = t.sess.bind(); err != nil {
+		s.closeTunnel(t, prefix, proto, &refusal{status: http.StatusForbidden, code: codePolicyDenied, detail: err.Error()})
+		return
+	}
+	f := policy.Flow{Sandbox: b.sandbox, Host: t.dest.host, Port: t.dest.port, Addr: t.dest.ip, Protocol: proto}
 	dec, addrs, ref := s.decide(ctx, b, &f)
 	if ref == nil && dec.Action == policy.Deny {
 		ref = denied(dec)

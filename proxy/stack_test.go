@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -129,10 +130,7 @@ func newStack(t testing.TB, policyYAML string, o options) *stack {
 	for k, v := range hosts {
 		addrs[k] = netip.MustParseAddr(v)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listenApart(t)
 	s.addr = ln.Addr().String()
 	if o.allow == nil {
 		o.allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
@@ -161,6 +159,19 @@ func newStack(t testing.TB, policyYAML string, o options) *stack {
 		s.use(policyYAML)
 	}
 	return s
+}
+
+// listenApart takes a port that no origin gets by asking for any: origins are on
+// addresses of this machine too, where egressd's own port is never dialled.
+func listenApart(t testing.TB) net.Listener {
+	t.Helper()
+	for range 100 {
+		if ln, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000))); err == nil {
+			return ln
+		}
+	}
+	t.Fatal("no free port below the ephemeral range")
+	return nil
 }
 
 func (s *stack) close() {
