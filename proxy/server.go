@@ -143,6 +143,10 @@ func (s *Server) Use(r *Ruleset) {
 // this source, or of any when both names are empty. Requests in flight finish on theirs.
 func (s *Server) SourceChanged(team, name string) { s.upstream.closeIdleOf(team, name) }
 
+// LastUsed is when material of a source last took part in an exchange of this process,
+// failed ones included; zero if it did not.
+func (s *Server) LastUsed(team, name string) time.Time { return s.upstream.lastUsed(team, name) }
+
 // Serve accepts explicit-proxy connections on ln until Shutdown or until ctx ends,
 // which also cuts what is open. It returns nil after Shutdown.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,7 +47,8 @@ type upstream struct {
 
 	mu      sync.Mutex
 	pools   *lru.Cache[poolKey, *pool]
-	retired []*pool // forgotten less than idleLifetime ago
+	retired []*pool          // forgotten less than idleLifetime ago
+	lastUse map[string]int64 // "team/name" of a source, of pools that are gone
 	idle    int
 	closed  atomic.Bool
 
@@ -87,7 +89,8 @@ var (
 )
 
 func newUpstream(g Guard, roots *x509.CertPool, l Limits, m *metrics) *upstream {
-	u := &upstream{guard: g, roots: roots, limits: l, metrics: m, h1lim: h1.DefaultLimits(), perSandbox: newQuota(l.ConnectionsPerSandbox)}
+	u := &upstream{guard: g, roots: roots, limits: l, metrics: m, h1lim: h1.DefaultLimits(), perSandbox: newQuota(l.ConnectionsPerSandbox),
+		lastUse: map[string]int64{}}
 	u.pools, _ = lru.NewWithEvict(maxPools, func(_ poolKey, p *pool) { p.retire() }) // fails on a size below 1 only
 	u.h1lim.Headers = 256                                                            // origins send many Set-Cookie
 	return u
@@ -192,12 +195,7 @@ func (u *upstream) closeIdleOf(team, name string) {
 		if every {
 			return len(p.sources) > 0
 		}
-		for _, s := range p.sources {
-			if s == want {
-				return true
-			}
-		}
-		return false
+		return slices.Contains(p.sources, want)
 	})
 }
 
@@ -210,9 +208,36 @@ func (u *upstream) forget(match func(*pool) bool) {
 	}
 }
 
+// noteUse keeps when the sources of a pool that goes were last used.
+func (u *upstream) noteUse(p *pool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, s := range p.sources {
+		u.lastUse[s] = max(u.lastUse[s], p.used.Load())
+	}
+}
+
+// lastUsed is when a request last left, or an answer last ended, with material of a source.
+func (u *upstream) lastUsed(team, name string) time.Time {
+	want := team + "/" + name
+	u.mu.Lock()
+	at := u.lastUse[want]
+	u.mu.Unlock()
+	for _, p := range u.pools.Values() {
+		if slices.Contains(p.sources, want) {
+			at = max(at, p.used.Load())
+		}
+	}
+	if at == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, at)
+}
+
 // retire closes what is idle in a pool that nothing leads to any more; what is in use is
 // closed when it is given back.
 func (p *pool) retire() {
+	p.up.noteUse(p)
 	p.used.Store(time.Now().UnixNano())
 	p.mu.Lock()
 	p.retired = true

@@ -145,6 +145,9 @@ func (r *Resolver) fetch(ctx context.Context, key flightKey, floor store.Rev) (o
 		return outcome{err: err}
 	}
 	m, err := r.open(sealed)
+	if err == nil {
+		r.resolved.Add(key.id, time.Now())
+	}
 	return outcome{material: m, err: err}
 }
 

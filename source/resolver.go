@@ -57,8 +57,10 @@ type Resolver struct {
 	epoch   uint64 // raised when all that is known or under way loses its worth
 	flights map[flightKey]*flight
 	floors  *lru.Cache[id, store.Rev]
-	closed  bool
-	running sync.WaitGroup // flights; added to only under mu and not closed
+
+	resolved *lru.Cache[id, time.Time] // when a source was last read with success
+	closed   bool
+	running  sync.WaitGroup // flights; added to only under mu and not closed
 
 	applied atomic.Uint64 // the last revision that the watch loop has dealt with
 	woken   atomic.Pointer[chan struct{}]
@@ -98,6 +100,7 @@ func NewResolver(r store.Reader, o store.Opener, kinds *Registry, opts Options) 
 	// lru.New fails on a size below 1 only.
 	res.cache, _ = lru.New[id, *cached](opts.Size)
 	res.floors, _ = lru.New[id, store.Rev](4 * opts.Size)
+	res.resolved, _ = lru.New[id, time.Time](4 * opts.Size)
 	first := make(chan struct{})
 	res.woken.Store(&first)
 	return res
@@ -157,6 +160,13 @@ func (o *outcome) fresh(maxAge time.Duration) bool {
 		maxAge = negativeTTL
 	}
 	return maxAge <= 0 || time.Since(o.at) <= maxAge
+}
+
+// LastResolved is when the source was last read and opened by this process; zero if it
+// was not.
+func (r *Resolver) LastResolved(team, name string) time.Time {
+	at, _ := r.resolved.Peek(id{team, name})
+	return at
 }
 
 // Live tells whether the watch follows the store; Applied how far it has come.

@@ -54,3 +54,21 @@ func TestBootWithSourceThatDoesNotFitItsBinding(t *testing.T) {
 		t.Errorf("after the restart: %+v", r)
 	}
 }
+
+// What the API says of a source's use comes from the data plane.
+func TestUseOfASourceIsTold(t *testing.T) {
+	d := startDaemon(t, "")
+	d.cli(t, bearer, "source", "add", "api")
+	const used, resolved = `"lastUsedAt":null`, `"lastResolvedAt":null`
+	before := strings.ReplaceAll(d.cli(t, "", "source", "get", "api", "--json"), ": ", ":")
+	if !strings.Contains(before, used) || !strings.Contains(before, resolved) {
+		t.Errorf("before its first use: %s", before)
+	}
+	if r := get(d.client(t), d.origin.URL("/bearer")); r.status != http.StatusOK {
+		t.Fatalf("%+v", r)
+	}
+	after := strings.ReplaceAll(d.cli(t, "", "source", "get", "api", "--json"), ": ", ":")
+	if strings.Contains(after, used) || strings.Contains(after, resolved) {
+		t.Errorf("after its first use: %s", after)
+	}
+}

@@ -202,6 +202,9 @@ func (d *daemon) openAPI(context.Context) (err error) {
 	d.api, err = api.New(api.Options{
 		Data: api.Data{
 			Writer: d.store, Tokens: d.store, Idempotency: d.store, Kinds: d.kinds,
+			Usage: func(team, name string) (resolved, used time.Time) {
+				return d.plane.resolver.LastResolved(team, name), d.plane.proxy.LastUsed(team, name)
+			},
 			BodyDigest: func(b []byte) [32]byte { return d.sealer.Digest("", "", "api-body", b) },
 		},
 		Applied: d.plane.resolver.WaitApplied, Policies: d.plane.policies, References: d.plane.policies, CA: d.ca,
