@@ -227,6 +227,9 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 		x.outcome, x.detail = outcomeAborted, "body: "+err.Error()
 		panic(http.ErrAbortHandler) // never a clean end to a truncated answer
 	}
+	if f, ok := w.(http.Flusher); ok && x.bytesOut == 0 && body != nil && r.ProtoMajor == 1 {
+		f.Flush() // the h1 server would first wait for the rest of a body that nobody wants any more
+	}
 	cleanTrailer(resp.Trailer)
 	for k, v := range resp.Trailer {
 		h[http.TrailerPrefix+k] = v
