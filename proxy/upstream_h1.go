@@ -28,7 +28,11 @@ func (p *pool) roundTripH1(f *flight, w http.ResponseWriter, r *http.Request, pl
 			return nil, err
 		}
 		resp, err := c.h1.RoundTrip(r, f.on(c, w, r, pl))
-		if err == nil {
+		switch {
+		case err == nil && f.aborted(): // our own close made the origin answer
+			_ = resp.Body.Close()
+			return nil, errClientGone
+		case err == nil:
 			return resp, nil
 		}
 		_ = c.nc.Close()
