@@ -125,9 +125,10 @@ func (r *swapRig) ask(c *sandbox, n int, floor int64) string {
 		if want != "" {
 			return got.status == http.StatusOK && string(got.body) == want
 		}
-		// Refused per request, or, of a host that may not be reached, the CONNECT itself.
+		// Refused per request, or, of a host that may not be reached, the CONNECT itself or,
+		// when the swap came behind the CONNECT's answer, its ClientHello.
 		return got.status == http.StatusForbidden && got.header.Get("X-Egressd-Error") == "policy_denied" ||
-			got.err != nil && strings.Contains(got.err.Error(), "Forbidden")
+			got.err != nil && host != "swap.test" && (strings.Contains(got.err.Error(), "Forbidden") || strings.Contains(got.err.Error(), "tls: access denied"))
 	}
 	switch {
 	case phase != inForceB && matches(a), phase != inForceA && matches(b):
