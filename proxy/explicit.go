@@ -58,7 +58,7 @@ func (s *Server) connect(r *http.Request, c net.Conn, _ *goproxy.ProxyCtx) {
 	if ref != nil {
 		n, _ := c.Write(ref.raw(rec.id))
 		_ = c.Close() // what follows a refused CONNECT is not read
-		rec.dest, rec.method = t.dest, http.MethodConnect
+		rec.sess, rec.dest, rec.method = t.sess, t.dest, http.MethodConnect
 		rec.refused(ref, int64(n))
 		return
 	}
@@ -182,6 +182,7 @@ func (s *Server) serveAbsolute(w http.ResponseWriter, r *http.Request) {
 	}
 	x.dest = d
 	b, ref := s.authenticate(r, t)
+	x.sess = t.sess // who it is has been found out only now
 	if ref == nil && !s.live.bind(t.handle, b.sandbox.ID) {
 		ref = &refusal{status: http.StatusTooManyRequests, code: codeLimit, detail: "connectionsPerSandbox", close: true}
 	}
