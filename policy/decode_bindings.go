@@ -191,7 +191,7 @@ func (d *decoder) valueTemplate(v value) string {
 	if m := unknownFunction.FindStringSubmatch(err.Error()); m != nil {
 		d.fail(v, "not a valid template: there is no function %s", m[1])
 	} else {
-		d.fail(v, "not a valid template")
+		d.fail(v, "not a valid template: want text around keys, such as Bearer {{ .token }}")
 	}
 	return ""
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,7 +55,7 @@ func (d *decoder) object(v value, known fields, required ...string) {
 		read, ok := known[k.Value]
 		switch {
 		case !ok:
-			d.fail(at, "unknown field")
+			d.fail(at, "unknown field: known here are %s", strings.Join(slices.Sorted(maps.Keys(known)), ", "))
 			continue
 		case slices.Contains(seen, k.Value):
 			continue

@@ -80,7 +80,7 @@ func TestLoadDirErrors(t *testing.T) {
 	}
 	want := []string{
 		"a.yaml:1:13: apiVersion: want egressd/v1",
-		"b.yaml:2:1: x: unknown field",
+		"b.yaml:2:1: x: unknown field: known here are apiVersion, sandboxes, templates",
 		"c.yaml: is not a regular file",
 		"d.yaml: cannot be read: no such file or directory",
 		"e.yaml:1:1: the file is larger than 1 MiB",
