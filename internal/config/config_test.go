@@ -86,7 +86,7 @@ func TestBadFiles(t *testing.T) {
 }
 
 func TestAllProblemsAtOnce(t *testing.T) {
-	_, err := Load(Input{File: write(t, "listen: {prxy: a}\nlimits: {connections: x}\n"), Env: []string{"EGRESSD_LIMITS_IDLE_TIMEOUT=soon"}, Flags: flags(t, "--upstream-allow-cidrs=lots")})
+	_, err := Load(Input{File: write(t, "listen: {prxy: a}\nlisten.ops: \"\"\nlimits: {connections: x}\n"), Env: []string{"EGRESSD_LIMITS_IDLE_TIMEOUT=soon"}, Flags: flags(t, "--upstream-allow-cidrs=lots")})
 	var ps Problems
 	if !errors.As(err, &ps) {
 		t.Fatalf("error is %T: %v", err, err)
@@ -97,7 +97,8 @@ func TestAllProblemsAtOnce(t *testing.T) {
 		got = append(got, p.Error())
 	}
 	want := []string{
-		"listen.prxy: unknown key",
+		"listen.prxy: unknown key: known here are dns, ops, proxy, redirect, tproxy",
+		"listen.ops: unknown key: write the part after each dot one level deeper",
 		"limits.connections: want a whole number",
 		"EGRESSD_LIMITS_IDLE_TIMEOUT: want a duration such as 30s",
 		`--upstream-allow-cidrs: "lots" is not an address range such as 10.0.0.0/8`,

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -179,6 +181,8 @@ func (d *decoder) mapping(prefix string, n *yaml.Node) {
 
 func (d *decoder) entry(path string, k, v *yaml.Node) {
 	switch key, ok := d.keys[path]; {
+	case strings.Contains(k.Value, "."): // "listen.proxy: x" is no second way to write listen: {proxy: x}
+		d.fail(k, path, "unknown key: write the part after each dot one level deeper")
 	case path == "apiVersion":
 		if v.Kind != yaml.ScalarNode || v.Value != APIVersion {
 			d.fail(v, path, "want %s", APIVersion)
@@ -190,8 +194,24 @@ func (d *decoder) entry(path string, k, v *yaml.Node) {
 	case d.groups[path]:
 		d.mapping(path, v)
 	default:
-		d.fail(k, path, "unknown key")
+		d.fail(k, path, "unknown key: known here are %s", strings.Join(d.siblings(path), ", "))
 	}
+}
+
+// siblings are the names that may stand where path stands.
+func (d *decoder) siblings(path string) []string {
+	parent := path[:strings.LastIndexByte(path, '.')+1]
+	names := map[string]bool{}
+	if parent == "" {
+		names["apiVersion"] = true
+	}
+	for known := range d.keys {
+		if rest, ok := strings.CutPrefix(known, parent); ok {
+			name, _, _ := strings.Cut(rest, ".")
+			names[name] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
 }
 
 func (d *decoder) leaf(key Key, n *yaml.Node) {
