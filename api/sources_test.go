@@ -277,7 +277,7 @@ func TestValidationNamesThePath(t *testing.T) {
 		{"no spec", "spec", ReasonValidation, without("spec")},
 		{"null spec", "spec", ReasonValidation, change("spec", nil)},
 		{"unknown kind", "resolverKind", ReasonKindUnknown, change("resolverKind", "nope")},
-		{"kind of a later issue", "resolverKind", ReasonKindUnknown, change("resolverKind", "aws_sts")},
+		{"kind of a later issue", "resolverKind", ReasonNotSupportedYet, change("resolverKind", "aws_sts")},
 		{"block of another kind", "spec.staticHeaders", ReasonValidation, change("resolverKind", "static_username_password")},
 		{"empty value", "spec.staticHeaders.values.token", ReasonValidation, headers("gh", "token", "")},
 		{"CR in a value", "spec.staticHeaders.values.token", ReasonValidation, headers("gh", "token", "a\rb")},

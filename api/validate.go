@@ -80,8 +80,8 @@ func checkExpiry(bad fields, path string, t *time.Time) {
 	}
 }
 
-// laterKind says whether the API is going to have a kind of this name.
-func laterKind(name string) bool {
+// LaterKind says whether the API is going to have a kind of this name.
+func LaterKind(name string) bool {
 	switch name {
 	case "api_key_issuer", "issued_api_key", "oauth2_client_credentials", "oauth2_refresh_token", "github_app", "aws_sts", "gcp_service_account":
 		return true
@@ -121,13 +121,13 @@ func (s *Server) put(c *call, name string, b SourceBody) (store.Put, []string, *
 func (s *Server) inspect(bad fields, kind string, spec []byte) (source.Inspection, *failure) {
 	k, ok := s.opt.Kinds.Kind(kind)
 	if !ok {
-		message := "is not a known kind; see /api/v1/resolver-kinds"
-		if laterKind(kind) {
-			message = "not supported yet"
+		message, reason := "is not a known kind; see /api/v1/resolver-kinds", ReasonKindUnknown
+		if LaterKind(kind) {
+			message, reason = "not supported yet; see /api/v1/resolver-kinds", ReasonNotSupportedYet
 		}
 		bad.add("resolverKind", message)
 		f := failFields(bad)
-		f.body.Details.Reason = ReasonKindUnknown
+		f.body.Details.Reason = reason
 		return source.Inspection{}, f
 	}
 	in, err := k.Inspect(spec, time.Now())
