@@ -293,6 +293,9 @@ func hintFor(e *api.ErrorBody) string {
 	case api.ReasonReferenced:
 		return "remove the binding from the policy first"
 	case api.ReasonExists:
+		if !strings.Contains(e.Message, "source") {
+			return "choose another name"
+		}
 		return "choose another name, or `egressd source rotate` for a new version"
 	case api.ReasonKindUnknown:
 		return "`egressd source kinds` lists them"

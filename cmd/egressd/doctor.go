@@ -291,7 +291,11 @@ func (d *doctor) policy(ctx context.Context) finding {
 			break
 		}
 		if _, err := d.db.Meta(ctx, r.Team, r.Binding.SourceRef); errors.Is(err, store.ErrNotFound) {
-			return doubtful("%s:%d binds source %s, which does not exist: `egressd source add %s`", r.Binding.File, r.Binding.Line, r.Binding.SourceRef, r.Binding.SourceRef)
+			team := ""
+			if r.Team != api.DefaultTeam {
+				team = " --for-team " + r.Team
+			}
+			return doubtful("%s:%d binds source %s, which does not exist: `egressd source add %s%s`", r.Binding.File, r.Binding.Line, r.Binding.SourceRef, r.Binding.SourceRef, team)
 		}
 	}
 	return fine("%s, %s", count(len(set.Sandboxes()), "sandbox", "sandboxes"), count(len(set.CredentialRules()), "credential rule", "credential rules"))

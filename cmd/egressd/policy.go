@@ -221,7 +221,7 @@ func (a *app) policyExplain(d *dialFlags) *cobra.Command {
 			}
 			res, err := c.do(cmd.Context(), http.MethodPost, "/policies/explain", r)
 			if err != nil || a.json {
-				return a.rawOr(res, err)
+				return a.rawOr(res, missing(err, "there is no sandbox %q in the policy in force; `egressd policy show` lists them", r.Sandbox))
 			}
 			var out api.ExplainResult
 			if err := res.into(&out); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -169,6 +170,11 @@ func (d *daemon) openCA(context.Context) (err error) {
 		open = certs.Load // an operator's own is never made up
 	}
 	cert, key := d.cfg.CAFiles()
+	for _, name := range []string{cert, key} {
+		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) && d.cfg.Intercept.CACertFile != "" {
+			return fail(exitStore, "interception CA: %s does not exist: put your CA there, or leave intercept.caCertFile and caKeyFile out to have one made", name)
+		}
+	}
 	if d.ca, err = open(cert, key, certs.Options{LeafTTL: d.cfg.Intercept.LeafTTL}); err != nil {
 		return fail(exitStore, "interception CA: %w", err)
 	}

@@ -195,11 +195,16 @@ func (a *app) fetchSource(ctx context.Context, c *client, name string) (api.Sour
 
 // notFound says which source was sought.
 func notFound(err error, name string) error {
+	return missing(err, "there is no source %q; `egressd source list` shows what there is", name)
+}
+
+// missing says what was sought where the API only says that it was not found.
+func missing(err error, format string, name string) error {
 	var f *failed
 	if !errors.As(err, &f) || f.api == nil || f.api.Code != api.CodeNotFound {
 		return err
 	}
-	return &failed{code: f.code, envelope: f.envelope, api: f.api, err: fmt.Errorf("there is no source %q; `egressd source list` shows what there is", name)}
+	return &failed{code: f.code, envelope: f.envelope, api: f.api, err: fmt.Errorf(format, name)}
 }
 
 func (a *app) sourceSet(d *dialFlags) *cobra.Command {

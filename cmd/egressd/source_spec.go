@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
+	"github.com/egressd/egressd/api"
 	"github.com/egressd/egressd/source"
 	"github.com/egressd/egressd/source/static"
 )
@@ -72,11 +73,14 @@ func (s *secretFlags) read(a *app, known string) (material, error) {
 	if s.spec != "" {
 		return s.readSpec(a, known)
 	}
-	name, err := s.kindOf(known)
+	reg, err := kinds()
 	if err != nil {
 		return material{}, err
 	}
-	reg, err := kinds()
+	if _, ok := reg.Kind(s.kind); s.kind != "" && !ok { // before what its flags may be
+		return material{}, unknownKind(s.kind, reg)
+	}
+	name, err := s.kindOf(known)
 	if err != nil {
 		return material{}, err
 	}
@@ -98,6 +102,9 @@ func unknownKind(name string, reg *source.Registry) error {
 	var names []string
 	for _, k := range reg.Kinds() {
 		names = append(names, k.Name)
+	}
+	if api.LaterKind(name) {
+		return usage("kind %s is not supported yet; known are %s", name, strings.Join(names, ", "))
 	}
 	return usage("unknown kind %q; known are %s", name, strings.Join(names, ", "))
 }

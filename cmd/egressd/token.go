@@ -93,7 +93,7 @@ func (a *app) tokenRevoke(d *dialFlags) *cobra.Command {
 			}
 			res, err := c.do(cmd.Context(), http.MethodDelete, "/tokens/"+url.PathEscape(args[0]), nil)
 			if err != nil || a.json {
-				return a.rawOr(res, err)
+				return a.rawOr(res, missing(err, "there is no token %q; `egressd token list` shows what there is", args[0]))
 			}
 			a.printf("%s revoked\n", args[0])
 			return nil

@@ -10,6 +10,9 @@ import (
 	"github.com/egressd/egressd/api"
 )
 
+// version is set by the linker (see the Makefile): `git describe`, or a release's name.
+var version string
+
 // buildVersion reads what the linker and the module system left in the binary.
 func buildVersion() api.Version {
 	v := api.Version{Version: "dev", GoVersion: runtime.Version(), APIVersion: "v1"}
@@ -19,6 +22,9 @@ func buildVersion() api.Version {
 	}
 	if m := info.Main.Version; m != "" && m != "(devel)" {
 		v.Version = m
+	}
+	if version != "" {
+		v.Version = version
 	}
 	dirty := ""
 	for _, s := range info.Settings {
