@@ -12,7 +12,8 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -tags netgo -ldflags '-s -w' -o /out/egressd ./cmd/egressd
+ARG VERSION=dev
+RUN CGO_ENABLED=0 go build -trimpath -tags netgo -ldflags "-s -w -X main.version=${VERSION}" -o /out/egressd ./cmd/egressd
 RUN install -d -m 0700 -o 65532 -g 65532 /out/state && install -d /out/etc/policy && cp configs/egressd.yaml /out/etc/
 
 FROM scratch

@@ -7,6 +7,8 @@ export CGO_ENABLED ?= 0
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FUZZTIME      ?= 30s
+# Asked for by build and image alone; outside a git checkout it is dev.
+VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 .PHONY: help run build test race lint bench fuzz torture image clean deps
 .DEFAULT_GOAL := help
@@ -19,7 +21,7 @@ run: build ## show egressd at work against an origin of its own, and leave it ru
 
 build: ## bin/egressd: one static file
 	@mkdir -p bin
-	go build -trimpath -tags netgo -ldflags '-s -w' -o bin/egressd ./cmd/egressd
+	go build -trimpath -tags netgo -ldflags '-s -w -X main.version=$(VERSION)' -o bin/egressd ./cmd/egressd
 
 test: deps ## everything that CI runs
 	go vet ./...
@@ -41,7 +43,7 @@ torture: build deps ## the long versions of the fault tests (TestTorture…), up
 	@EGRESSD_TORTURE=1 scripts/test.sh -count=1 -timeout 60m -run Torture ./...
 
 image: ## container image (needs a Docker engine)
-	docker build -t egressd:dev .
+	docker build --build-arg VERSION=$(VERSION) -t egressd:dev .
 
 clean: ## what was built; .tools stays, `rm -r .tools` removes it
 	rm -rf bin .cache
