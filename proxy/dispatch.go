@@ -77,10 +77,9 @@ var errSilent = errors.New("the client sent nothing that a rule there could carr
 // sniff reads until the protocol is known. A tunnel that a rule lets carry anything
 // need not speak first; any other that stays silent is closed.
 func (s *Server) sniff(ctx context.Context, t *tunnel, b *bound) ([]byte, policy.Protocol, error) {
-	wait, mayBeSilent := s.limits.SniffTimeout, false
-	f := policy.Flow{Sandbox: b.sandbox, Host: t.dest.host, Port: t.dest.port, Addr: t.dest.ip, Protocol: policy.Unknown}
-	if dec, _, ref := s.decide(ctx, b, &f); ref == nil && dec.Action == policy.Pass {
-		mayBeSilent, wait = true, min(wait, s.limits.ServerFirstDelay)
+	wait, mayBeSilent := s.limits.SniffTimeout, s.carriesAnything(ctx, t, b)
+	if mayBeSilent {
+		wait = min(wait, s.limits.ServerFirstDelay)
 	}
 	deadline := time.Now().Add(wait)
 	if err := t.conn.SetReadDeadline(deadline); err != nil {
@@ -93,6 +92,9 @@ func (s *Server) sniff(ctx context.Context, t *tunnel, b *bound) ([]byte, policy
 		buf = buf[:len(buf)+n]
 		if n > 0 {
 			if p, decided := sniff.Detect(buf); decided {
+				if p == sniff.HTTP2Preface && !mayBeSilent {
+					return buf, policy.Unknown, errH2C // unknown to rules, but they may deny HTTP
+				}
 				return buf, protocolOf(p), nil
 			}
 			if len(buf) == cap(buf) {
@@ -103,6 +105,7 @@ func (s *Server) sniff(ctx context.Context, t *tunnel, b *bound) ([]byte, policy
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded) && (mayBeSilent || len(buf) > 0):
 			if mayBeSilent {
+				t.silent = true
 				return buf, policy.Unknown, nil
 			}
 			return buf, policy.Unknown, errSilent
@@ -111,6 +114,24 @@ func (s *Server) sniff(ctx context.Context, t *tunnel, b *bound) ([]byte, policy
 		}
 	}
 }
+
+var errH2C = errors.New("HTTP/2 in clear where not every protocol may be carried")
+
+// carriesAnything says whether the tunnel may be relayed before its client has spoken:
+// what is silent now may speak any protocol later, so none of them may be denied there.
+func (s *Server) carriesAnything(ctx context.Context, t *tunnel, b *bound) bool {
+	for _, p := range everyProtocol {
+		f := policy.Flow{Sandbox: b.sandbox, Host: t.dest.host, Port: t.dest.port, Addr: t.dest.ip, Protocol: p}
+		dec, _, ref := s.decide(ctx, b, &f)
+		if ref != nil || dec.Action == policy.Deny || p == policy.Unknown && dec.Action != policy.Pass {
+			return false
+		}
+	}
+	return true
+}
+
+// everyProtocol begins with the one that decides most often.
+var everyProtocol = [...]policy.Protocol{policy.Unknown, policy.SSH, policy.TLS, policy.HTTP}
 
 func protocolOf(p sniff.Protocol) policy.Protocol {
 	switch p {

@@ -58,7 +58,17 @@ func (t *tunnel) stillPasses(r *Ruleset, f policy.Flow) bool {
 		return false
 	}
 	f.Sandbox = b.sandbox
-	return r.Policy.Decide(&f).Action == policy.Pass
+	if r.Policy.Decide(&f).Action != policy.Pass {
+		return false
+	}
+	if t.silent { // nobody knows what is spoken in it
+		for _, f.Protocol = range everyProtocol {
+			if r.Policy.Decide(&f).Action == policy.Deny {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // pipe copies both ways until both have ended, one has failed, or neither has moved

@@ -21,6 +21,7 @@ type tunnel struct {
 	way    way
 	dest   dest // of the tunnel; absolute-form requests have their own
 	tls    bool // requests come out of intercepted TLS
+	silent bool // relayed before its client had said what it speaks
 	handle *entry
 
 	ctx      context.Context //nolint:containedctx // ends when what is open is cut
