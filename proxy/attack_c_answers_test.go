@@ -126,7 +126,7 @@ func TestAttack_C18_answers_without_a_body(t *testing.T) {
 			get(t, g.client("one", tokenOne, true), o.URL("/"))
 		}
 		line := func(m, p string) string { return m + " " + p + " HTTP/1.1\r\nHost: " + host + "\r\n\r\n" }
-		got, _ := g.talk(g.tls(t, host, "good.test"), line("GET", "/status/204")+line("GET", "/status/304")+line("HEAD", "/head")+line("HEAD", "/status/200")+line("GET", "/head"), time.Second)
+		got, _ := g.talk(g.tls(t, host, "good.test"), line("GET", "/status/204")+line("GET", "/status/304")+line("HEAD", "/head")+line("HEAD", "/status/200")+line("GET", "/head"), 400*time.Millisecond)
 		parts := strings.Split(string(got), "HTTP/1.1 ")
 		if len(parts) != 6 || !strings.HasPrefix(parts[1], "204") || !strings.HasPrefix(parts[2], "304") || !strings.HasSuffix(parts[5], "\r\n\r\ntwelve bytes") {
 			t.Fatalf("C18 %q", got)

@@ -255,7 +255,7 @@ func TestAttack_C09_C10_C12_fields_that_end_here(t *testing.T) {
 	}
 	for _, o := range []*testbed.Origin{h1only, g.bed.Good} {
 		t.Run("C09 C10 C12 h1 in TLS", func(t *testing.T) {
-			got, _ := g.talk(g.tls(t, o.HostPort(), "good.test"), "GET /status/200 HTTP/1.1\r\nHost: "+o.HostPort()+"\r\n"+text+"\r\n", time.Second)
+			got, _ := g.talk(g.tls(t, o.HostPort(), "good.test"), "GET /status/200 HTTP/1.1\r\nHost: "+o.HostPort()+"\r\n"+text+"\r\n", 300*time.Millisecond)
 			if a := answers(t, got); len(a) != 1 || a[0].status != http.StatusOK {
 				t.Fatalf("%q", got)
 			}
@@ -297,7 +297,7 @@ func TestAttack_C09_C10_C12_fields_that_end_here(t *testing.T) {
 	t.Run("C10 absolute form", func(t *testing.T) {
 		g.use(pathPolicy)
 		plain := g.bed.Plain.HostPort()
-		got, _ := g.talk(g.dial(t), "GET http://"+plain+"/status/200 HTTP/1.1\r\nHost: "+plain+"\r\n"+text+"\r\n", time.Second)
+		got, _ := g.talk(g.dial(t), "GET http://"+plain+"/status/200 HTTP/1.1\r\nHost: "+plain+"\r\n"+text+"\r\n", 300*time.Millisecond)
 		if a := answers(t, got); len(a) != 1 || a[0].status != http.StatusOK {
 			t.Fatalf("%q", got)
 		}
@@ -344,7 +344,7 @@ func TestAttack_C13_line_ends_in_a_secret(t *testing.T) {
 					}
 					isProblem(t, a)
 				}
-				got, _ := g.talk(g.good(t), "GET /ws HTTP/1.1\r\nHost: "+g.goodHost()+"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", time.Second)
+				got, _ := g.talk(g.good(t), "GET /ws HTTP/1.1\r\nHost: "+g.goodHost()+"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", 300*time.Millisecond)
 				refusedOnce(t, got, http.StatusServiceUnavailable, "template_failed")
 			})
 		})
