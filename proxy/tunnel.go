@@ -37,6 +37,7 @@ type looks struct {
 	bound          *bound
 	host           string
 	port           uint16
+	protocol       policy.Protocol // one connection carries absolute-form and, later, a tunnel
 	paths, methods bool
 }
 
@@ -44,8 +45,8 @@ type looks struct {
 // what any of them looks at counts for all.
 func (t *tunnel) looksAt(b *bound, f *policy.Flow) *looks {
 	l := t.looks.Load()
-	if l == nil || l.bound != b || l.host != f.Host || l.port != f.Port {
-		l = &looks{bound: b, host: f.Host, port: f.Port}
+	if l == nil || l.bound != b || l.host != f.Host || l.port != f.Port || l.protocol != f.Protocol {
+		l = &looks{bound: b, host: f.Host, port: f.Port, protocol: f.Protocol}
 		l.paths, l.methods = b.rules.Policy.LooksAtPaths(f), b.rules.Policy.LooksAtMethods(f)
 		t.looks.Store(l)
 	}
