@@ -127,7 +127,11 @@ func (p *pool) startH2() {
 		Proxy: nil, Protocols: protos, DisableCompression: true, ForceAttemptHTTP2: true,
 		MaxResponseHeaderBytes: int64(p.up.h1lim.HeadBytes), IdleConnTimeout: idleLifetime,
 		ResponseHeaderTimeout: p.up.limits.ResponseHeaderTimeout,
-		HTTP2:                 &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second, WriteByteTimeout: p.up.limits.StallTimeout},
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second, WriteByteTimeout: p.up.limits.StallTimeout,
+			// What clients do not read piles up here; net/http's own bounds are 4 MiB and 1 GiB.
+			MaxReceiveBufferPerStream: 512 << 10, MaxReceiveBufferPerConnection: 8 << 20,
+		},
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			nc, proto, err := p.dial(ctx, "h2", "http/1.1")
 			if err != nil {
