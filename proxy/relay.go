@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/egressd/egressd/policy"
@@ -76,37 +77,56 @@ func (t *tunnel) stillPasses(r *Ruleset, f policy.Flow) bool {
 func pipe(a, b net.Conn, idle time.Duration) (ab, ba int64, err error) {
 	var wg sync.WaitGroup
 	var errAB error
+	act := &activity{start: time.Now()}
+	act.limit.Store(int64(idle))
 	wg.Go(func() {
-		ab, errAB = copyHalf(b, a, idle)
+		ab, errAB = copyHalf(b, a, act)
 	})
-	ba, err = copyHalf(a, b, idle)
+	ba, err = copyHalf(a, b, act)
 	wg.Wait()
 	return ab, ba, errors.Join(errAB, err)
 }
 
-// halfCloseTimeout bounds how long one direction may go on after the other ended.
+// halfCloseTimeout is the idle limit of one direction after the other has ended.
 const halfCloseTimeout = 60 * time.Second
 
+// activity is what both halves of a pipe share: a side that only listens is not idle
+// while the other speaks.
+type activity struct {
+	start time.Time
+	moved atomic.Int64 // when a byte was last seen to have moved, ns after start
+	limit atomic.Int64 // ns
+}
+
+// slice is how long a half copies before it looks at what the other has done.
+func (a *activity) slice() time.Time {
+	return time.Now().Add(time.Duration(max(a.limit.Load()/4, 1)))
+}
+
+func (a *activity) idle() bool { return int64(time.Since(a.start))-a.moved.Load() >= a.limit.Load() }
+
 // copyHalf copies src to dst until src ends, then half-closes dst. Between *net.TCPConn
-// io.Copy is splice(2). The idle limit is coarse: the copy runs until the deadline,
-// and goes on if bytes have moved.
-func copyHalf(dst, src net.Conn, idle time.Duration) (total int64, err error) {
+// io.Copy is splice(2), of which nothing is known before it returns: the idle limit is
+// coarse, to within a quarter.
+func copyHalf(dst, src net.Conn, act *activity) (total int64, err error) {
 	for {
-		if err = src.SetReadDeadline(time.Now().Add(idle)); err != nil {
+		if err = src.SetReadDeadline(act.slice()); err != nil {
 			break
 		}
 		var n int64
 		n, err = io.Copy(dst, onlyReader(src))
-		total += n
-		if errors.Is(err, os.ErrDeadlineExceeded) && n > 0 {
-			continue
+		if total += n; n > 0 {
+			act.moved.Store(int64(time.Since(act.start)))
 		}
-		break
+		if !errors.Is(err, os.ErrDeadlineExceeded) || act.idle() {
+			break
+		}
 	}
 	if err == nil {
 		if hc, ok := dst.(interface{ CloseWrite() error }); ok {
 			err = ignoreClosed(hc.CloseWrite())
-			_ = dst.SetReadDeadline(time.Now().Add(halfCloseTimeout))
+			act.limit.Store(min(act.limit.Load(), int64(halfCloseTimeout)))
+			_ = dst.SetReadDeadline(act.slice()) // the other half looks at its new limit soon
 			return total, err
 		}
 	}
