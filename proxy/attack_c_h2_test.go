@@ -410,23 +410,20 @@ func TestAttack_C16_interim_answers_after_the_client_has_gone(t *testing.T) {
 		}
 	})}})
 	defer close(stop)
-	for range 30 {
+	for i := range 30 {
 		c := newH2(t, g, g.tls(t, chatty.HostPort(), "good.test", "h2"))
 		id, err := c.open(true, pseudo("GET", chatty.HostPort(), "/chat")...)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for {
-			f, err := c.fr.ReadFrame()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if h, ok := f.(*http2.MetaHeadersFrame); ok && h.StreamID == id {
-				break
-			}
-		}
+		time.Sleep(time.Duration(i%10) * time.Millisecond)
 		_ = c.fr.WriteRSTStream(id, http2.ErrCodeCancel)
 		_ = c.tls.Close()
+		h1 := g.tls(t, chatty.HostPort(), "good.test")
+		if got, _ := g.talk(h1, "GET /chat HTTP/1.1\r\nHost: "+chatty.HostPort()+"\r\n\r\n", 20*time.Millisecond); !strings.HasPrefix(string(got), "HTTP/1.1 103 ") {
+			t.Errorf("C16 %q", got)
+		}
+		_ = h1.Close()
 	}
 	g.safe(t)
 }

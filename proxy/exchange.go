@@ -82,6 +82,9 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal 
 		path, f.Path = c, c // what was matched is what is sent
 	}
 	x.path = path
+	if c, ok := r.Header["Connection"]; ok {
+		dropNominated(r.Header, c) // rules must not match a field that is not sent
+	}
 	dec, addrs, ref := s.decide(r.Context(), b, f)
 	x.decision = dec
 	switch {
@@ -99,9 +102,7 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal 
 		p.key.addr = addrs[0] // the decision holds for this address: dial no other
 	}
 	if looks.methods {
-		for _, k := range methodOverrides {
-			delete(r.Header, k)
-		}
+		remove(r.Header, overridesMethod)
 	}
 	var te bool
 	p.websocket, te = cleanRequest(r.Header)
@@ -250,8 +251,14 @@ func setHeader(w http.ResponseWriter, resp *http.Response) http.Header {
 	return own
 }
 
-// interim passes 1xx answers on; net/http and h1 both send the header map as it is.
+// interim passes 1xx answers on to h1 clients. To h2 clients it cannot: net/http sends
+// the header map itself, not a copy, and returns before that is done when the stream or
+// the connection ends; whatever is written to the map next would then race with the
+// sender, which for a map ends the process.
 func interim(w http.ResponseWriter, status int, in http.Header) {
+	if _, ok := w.(h1.HeaderSetter); !ok {
+		return
+	}
 	if status == http.StatusContinue || status == http.StatusSwitchingProtocols {
 		return // 100 is answered by our own server, when the body is first read
 	}
