@@ -718,7 +718,8 @@ func TestAttack_B30_B31_B32_every_way_in_decides_alike(t *testing.T) {
 	})
 	t.Run("B32 overriding headers", func(t *testing.T) {
 		for name, way := range ways {
-			if v := way("POST", "/anything/x", "x-http-method-override", "DELETE", "x-http-method", "DELETE", "x-method-override", "DELETE"); v != ok("/anything/x") {
+			if v := way("POST", "/anything/x", "x-http-method-override", "DELETE", "x-http-method", "DELETE", "x-method-override", "DELETE",
+				"x_http_method_override", "DELETE", "x_http-method", "DELETE", "x_method_override", "DELETE"); v != ok("/anything/x") {
 				t.Errorf("%s: %+v", name, v)
 			}
 			for _, o := range g.quiet {

@@ -37,7 +37,23 @@ func remove(h http.Header, dropped func(name string) bool) {
 	}
 }
 
-var methodOverrides = [...]string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override"}
+// overridesMethod are fields by which some origins take a request for one of another method.
+func overridesMethod(name string) bool {
+	switch dashed(name) {
+	case "X-Http-Method-Override", "X-Http-Method", "X-Method-Override":
+		return true
+	}
+	return false
+}
+
+// dashed is a name as CGI and WSGI servers read it, to which "_" is "-" (RFC 3875
+// section 4.1.18).
+func dashed(name string) string {
+	if strings.IndexByte(name, '_') < 0 {
+		return name
+	}
+	return http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+}
 
 // cleanRequest removes from h what must not reach an origin. It returns whether the
 // request asks for a WebSocket and whether it said "TE: trailers". Names that the
@@ -53,7 +69,10 @@ func cleanRequest(h http.Header) (websocket, teTrailers bool) {
 			teTrailers = true
 		}
 	}
-	remove(h, func(k string) bool { return hopByHop(k) || pathClaim(k) })
+	remove(h, func(k string) bool {
+		k = dashed(k)
+		return hopByHop(k) || pathClaim(k)
+	})
 	return websocket, teTrailers
 }
 
