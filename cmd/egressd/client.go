@@ -290,6 +290,8 @@ func hintFor(e *api.ErrorBody) string {
 		return "give one with --api-token-file or EGRESSD_TOKEN, or use the daemon's socket as its owner"
 	case api.ReasonRole:
 		return "use a token with the role that this needs"
+	case api.ReasonTeam:
+		return "leave --for-team and EGRESSD_TEAM out, or use a token that is bound to no team"
 	case api.ReasonReferenced:
 		return "remove the binding from the policy first"
 	case api.ReasonExists:

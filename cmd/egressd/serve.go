@@ -34,9 +34,12 @@ func (a *app) serveCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Run the daemon", Args: exactly(),
 		Long: `Runs the proxy, the management API on <stateDir>/api.sock, and /healthz /readyz
-/metrics. Every key of the configuration is a flag; flag over environment over file
-over default. SIGHUP reads the policy again (it is watched as well) and
-opens the audit log anew; SIGTERM drains, a second signal exits at once.`,
+/metrics. Every key of the configuration is a flag and an environment variable
+(--listen-proxy, EGRESSD_LISTEN_PROXY); flag over environment over file over default.
+Lists are parted by commas there, and a flag may be repeated.
+
+SIGHUP reads the policy again (it is watched as well) and opens the audit log anew;
+SIGTERM drains, a second signal exits at once.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := a.loadConfig(cmd.Flags())
 			if err != nil {

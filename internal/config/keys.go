@@ -61,7 +61,7 @@ func Keys() []Key {
 
 func listenKeys() []Key {
 	return []Key{
-		text("stateDir", "directory (0700) of CA, seal.keys, store and audit log", func(c *Config) *string { return &c.StateDir }),
+		text("stateDir", "directory (0700) of CA, sealing keys, store and audit log", func(c *Config) *string { return &c.StateDir }),
 		text("listen.proxy", "address of the forward proxy (CONNECT and absolute-form)", func(c *Config) *string { return &c.Listen.Proxy }),
 		later(text("listen.redirect", "transparent proxy, NAT REDIRECT (not supported yet)", func(c *Config) *string { return &c.Listen.Redirect })),
 		later(text("listen.tproxy", "transparent proxy, TPROXY (not supported yet)", func(c *Config) *string { return &c.Listen.TProxy })),
@@ -80,8 +80,8 @@ func apiKeys() []Key {
 		text("api.tls.clientCAFile", "CA that API clients must have a certificate of, besides their token", func(c *Config) *string { return &c.API.TLS.ClientCAFile }),
 		text("policy.dir", "directory of the policy's *.yaml files", func(c *Config) *string { return &c.Policy.Dir }),
 		text("store.url", "empty: sqlite:<stateDir>/store.db", func(c *Config) *string { return &c.Store.URL }),
-		text("store.keyFile", "seal.key (0600); empty: <stateDir>/keys/seal.key", func(c *Config) *string { return &c.Store.KeyFile }),
-		later(text("store.key.provider", "custody of the seal.key (not supported yet)", func(c *Config) *string { return &c.Store.KeyProvider })),
+		text("store.keyFile", "sealing key (0600); empty: <stateDir>/keys/seal.key", func(c *Config) *string { return &c.Store.KeyFile }),
+		later(text("store.key.provider", "custody of the sealing key (not supported yet)", func(c *Config) *string { return &c.Store.KeyProvider })),
 		text("intercept.caCertFile", "interception CA; empty: an ECDSA P-256 CA of its own in stateDir", func(c *Config) *string { return &c.Intercept.CACertFile }),
 		text("intercept.caKeyFile", "its private key", func(c *Config) *string { return &c.Intercept.CAKeyFile }),
 		duration("intercept.leafTTL", "lifetime of the certificates shown to sandboxes", func(c *Config) *time.Duration { return &c.Intercept.LeafTTL }),
