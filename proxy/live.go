@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"container/list"
 	"io"
 	"maps"
 	"sync"
@@ -16,6 +17,7 @@ type registry struct {
 	open       map[*entry]struct{}
 	peak       int // most that were open since the last shrink
 	perSandbox map[string]int
+	waiting    map[string]*list.List // of connections without an identity, by address, oldest first
 }
 
 // entry is one open client connection.
@@ -23,12 +25,13 @@ type entry struct {
 	reg     *registry
 	tunnel  *tunnel
 	sandbox string
+	waits   *list.Element       // in reg.waiting[sandbox]; nil: identified
 	allowed func(*Ruleset) bool // nil: nothing that outlives a request
 	far     io.Closer           // upstream side of a relay
 }
 
 func newRegistry(maxConns, maxSandbox int) *registry {
-	return &registry{max: maxConns, maxSandbox: maxSandbox, open: map[*entry]struct{}{}, perSandbox: map[string]int{}}
+	return &registry{max: maxConns, maxSandbox: maxSandbox, open: map[*entry]struct{}{}, perSandbox: map[string]int{}, waiting: map[string]*list.List{}}
 }
 
 // reserve takes a slot before anything is spent on a connection.
@@ -49,14 +52,39 @@ func (r *registry) release() {
 }
 
 // add registers a connection. Until its client is identified it counts for its
-// address, so that one address cannot take every slot without an identity.
+// address, so that one address cannot take every slot without an identity. Sandboxes may
+// share one, and an honest client says at once who it is: what has waited longest gives
+// way to a new connection.
 func (r *registry) add(t *tunnel) (*entry, bool) {
-	e := &entry{reg: r, tunnel: t}
+	e, address := &entry{reg: r, tunnel: t}, "address "+t.sess.claims.addr.String()
+	oldest := r.makeRoom(e, address)
+	if oldest != nil {
+		t.srv.metrics.refusals.WithLabelValues(codeLimit).Inc()
+		oldest.cut()
+	}
+	if !r.bind(e, address) {
+		return e, false
+	}
 	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.waiting[address] == nil {
+		r.waiting[address] = list.New()
+	}
+	e.waits = r.waiting[address].PushBack(e)
+	return e, true
+}
+
+// makeRoom enters e and gives the connection that must go for it, which is counted no more.
+func (r *registry) makeRoom(e *entry, address string) (oldest *entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.open[e] = struct{}{}
 	r.peak = max(r.peak, len(r.open))
-	r.mu.Unlock()
-	return e, r.bind(e, "address "+t.sess.claims.addr.String())
+	if l := r.waiting[address]; l != nil && r.perSandbox[address] >= r.maxSandbox {
+		oldest, _ = l.Front().Value.(*entry)
+		r.unbind(oldest)
+	}
+	return oldest
 }
 
 func (r *registry) remove(e *entry) {
@@ -72,6 +100,13 @@ func (r *registry) unbind(e *entry) {
 	}
 	if r.perSandbox[e.sandbox]--; r.perSandbox[e.sandbox] <= 0 {
 		delete(r.perSandbox, e.sandbox)
+	}
+	if e.waits != nil {
+		l := r.waiting[e.sandbox]
+		if l.Remove(e.waits); l.Len() == 0 {
+			delete(r.waiting, e.sandbox)
+		}
+		e.waits = nil
 	}
 	e.sandbox = ""
 }
