@@ -339,7 +339,7 @@ func TestAttack_C34_error_pages(t *testing.T) {
 			for _, h2 := range []bool{false, true} {
 				a := get(t, g.client("one", tokenOne, h2), c.url)
 				if a.err != nil || a.status != c.status || a.header.Get("X-Egressd-Error") != c.code {
-					t.Fatalf("h2=%v: %+v", h2, a)
+					t.Fatalf("h2=%v: %+v %v", h2, a, a.err)
 				}
 				isProblem(t, a)
 				page := fmt.Sprint(a.header, a.body)

@@ -434,7 +434,7 @@ func TestAttack_C23_slowloris(t *testing.T) {
 				return g.open(t, g.goodHost()), string(clientHello(t, "good.test"))
 			},
 			"C23 hello, then silence": func(t *testing.T) (net.Conn, string) {
-				return &glued{Conn: g.open(t, g.goodHost()), head: true, before: string(clientHello(t, "good.test"))}, " "
+				return g.open(t, g.goodHost()), ""
 			},
 			"C23 body":                     func(t *testing.T) (net.Conn, string) { return g.good(t), "" },
 			"C23 h2 preface, then silence": func(t *testing.T) (net.Conn, string) { return g.good(t, "h2"), "PRI * HT" },
@@ -446,6 +446,9 @@ func TestAttack_C23_slowloris(t *testing.T) {
 					limit = 13 * time.Second // net/http's own 10 s
 				}
 				c, b := open(t)
+				if name == "C23 hello, then silence" {
+					_, _ = c.Write(clientHello(t, "good.test"))
+				}
 				if name == "C23 body" {
 					_, _ = io.WriteString(c, "POST /upload HTTP/1.1\r\nHost: "+g.goodHost()+"\r\nContent-Length: 100\r\n\r\nabc")
 				}

@@ -39,7 +39,7 @@ type rig struct {
 
 // quick are limits that let a test see a timeout.
 func quick() proxy.Limits {
-	return proxy.Limits{SniffTimeout: 400 * time.Millisecond, HandshakeTimeout: time.Second, StallTimeout: 2 * time.Second}
+	return proxy.Limits{SniffTimeout: 800 * time.Millisecond, HandshakeTimeout: 4 * time.Second, StallTimeout: 2 * time.Second}
 }
 
 // attacked is the base policy with its source, and quick timeouts.
