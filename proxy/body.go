@@ -14,7 +14,8 @@ var errClientBody = errors.New("request body")
 // bodyCounter counts what was read of a request body and marks its errors.
 type bodyCounter struct {
 	io.ReadCloser
-	n atomic.Int64
+	n     atomic.Int64
+	atEnd func() // nil, or what to do when the body and its trailers have been read
 }
 
 // countBody wraps r.Body; nil when there is none.
@@ -30,7 +31,13 @@ func countBody(r *http.Request) *bodyCounter {
 func (b *bodyCounter) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.n.Add(int64(n))
-	if err != nil && !errors.Is(err, io.EOF) {
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF):
+		if b.atEnd != nil {
+			b.atEnd()
+		}
+	default:
 		err = fmt.Errorf("%w: %w", errClientBody, err)
 	}
 	return n, err

@@ -137,7 +137,6 @@ func (s *Server) project(r *http.Request, x *record, p *plan, b *bound, query st
 	}
 	if x.decision.StripClientAuth {
 		inject.StripClientAuth(r.Header)
-		inject.StripClientAuth(r.Trailer) // the names that are announced; others are not sent
 		query = inject.StripQueryAuth(query)
 	}
 	rule := x.decision.Credential
@@ -192,8 +191,12 @@ func splitTarget(target string) (path, query string, ok bool) {
 // forward sends the request and copies the answer back.
 func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *plan) {
 	body := countBody(r)
-	if !p.trailers {
+	switch {
+	case !p.trailers:
 		r.Trailer = nil
+	case body != nil:
+		cred, strip := x.source, x.decision.StripClientAuth // x may be another's when the body ends
+		body.atEnd = func() { cleanRequestTrailer(r.Trailer, cred, strip) }
 	}
 	resp, err := s.upstream.roundTrip(&x.flight, w, r, p)
 	if err != nil {

@@ -2,7 +2,10 @@ package proxy
 
 import (
 	"net/http"
+	"slices"
 	"strings"
+
+	"github.com/egressd/egressd/inject"
 )
 
 // hopByHop are never forwarded in either direction (RFC 9110 section 7.6.1, and
@@ -156,6 +159,20 @@ func neverTrailer(name string) bool {
 		return true
 	}
 	return false
+}
+
+// cleanRequestTrailer removes from a request's trailers what its head was cleaned of: what
+// authenticates the client, and what cred has set.
+func cleanRequestTrailer(h http.Header, cred *inject.Projection, strip bool) {
+	if strip {
+		inject.StripClientAuth(h)
+	}
+	if cred == nil {
+		return
+	}
+	remove(h, func(k string) bool {
+		return slices.ContainsFunc(cred.Headers, func(s inject.Header) bool { return strings.EqualFold(dashed(k), dashed(s.Name)) })
+	})
 }
 
 // cleanTrailer removes from an answer's trailers what must not reach the sandbox there.

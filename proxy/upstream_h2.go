@@ -21,7 +21,8 @@ import (
 // we dialled and verified. errNotH2: the origin chose HTTP/1.1, nothing was sent.
 func (p *pool) roundTripH2(w http.ResponseWriter, r *http.Request, pl *plan) (*http.Response, error) {
 	p.h2once.Do(p.startH2)
-	ctx, interims := r.Context(), interimGate{w: w}
+	ctx, watch := watchClient(r.Context(), w)
+	interims := interimGate{w: w}
 	defer interims.close()
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: interims.pass})
 	header := r.Header
@@ -37,16 +38,23 @@ func (p *pool) roundTripH2(w http.ResponseWriter, r *http.Request, pl *plan) (*h
 	if _, ok := out.Header["User-Agent"]; !ok {
 		out.Header["User-Agent"] = nil // net/http would add its own
 	}
+	watch.wait()
 	resp, err := p.h2.RoundTrip(out.WithContext(ctx))
+	watch.waited()
 	if err == nil {
 		p.alpn.Store(alpnH2)
+		resp.Body = watch.body(resp.Body)
 		return resp, nil
 	}
+	watch.end()
 	if errors.Is(err, errNotH2) {
 		p.alpn.Store(alpnH1)
 		return nil, err // nothing of the body was read: HTTP/1.1 sends it
 	}
 	body.closeNow()
+	if watch != nil && watch.gone.Load() {
+		return nil, errClientGone
+	}
 	var de *dialError
 	if errors.As(err, &de) {
 		return nil, de.error
