@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"strings"
 )
 
@@ -58,6 +59,18 @@ func (tr *tracer) miss(r *rule, detail string) {
 func (tr *tracer) applied(r *CredentialRule) {
 	if tr != nil {
 		tr.rule("credential", &r.rule.rule, true, "projects "+string(r.Binding.Projection.Type)+" of source "+r.Binding.SourceRef)
+	}
+}
+
+// disabled notes the rules for host that rollout keeps out of the walk.
+func (tr *tracer) disabled(rules []*credentialRule, host string) {
+	if tr == nil {
+		return
+	}
+	for _, r := range rules {
+		if r.disabled && (len(r.domains) == 0 || slices.ContainsFunc(r.domains, func(p DomainPattern) bool { return p.Match(host) })) {
+			tr.miss(&r.rule, "rollout is disabled")
+		}
 	}
 }
 

@@ -74,6 +74,7 @@ type picks struct {
 func (w *walk) credentials(d Decision) Decision {
 	var p picks
 	w.tr.enter("credential")
+	w.tr.disabled(w.net.decl.credential, w.flow.Host)
 	var c candidates
 	w.search(w.net.credIndex, &c)
 	for p.taken[requestLayer] == nil || p.taken[tlsLayer] == nil {
