@@ -173,7 +173,11 @@ func (s *Server) readHello(t *tunnel, prefix *[]byte) (sniff.Hello, error) {
 	}
 	defer func() { _ = t.conn.SetReadDeadline(time.Time{}) }()
 	for {
-		hello, err := sniff.ParseClientHello(*prefix)
+		var hello sniff.Hello
+		err := s.apart(func() (err error) { // it has 8 KiB of flags on its stack
+			hello, err = sniff.ParseClientHello(*prefix)
+			return err
+		})
 		if !errors.Is(err, sniff.ErrIncomplete) {
 			return hello, err
 		}

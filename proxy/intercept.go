@@ -38,7 +38,7 @@ func (s *Server) intercept(ctx context.Context, t *tunnel, prefix []byte) {
 	if err := rc.SetDeadline(time.Now().Add(s.limits.HandshakeTimeout)); err != nil {
 		return
 	}
-	if err := tc.HandshakeContext(ctx); err != nil {
+	if err := s.apart(func() error { return tc.HandshakeContext(ctx) }); err != nil {
 		// The client does not trust our CA, pins, or broke off: never a reason to pass it through.
 		x := t.begin(s)
 		x.dest, x.protocol = t.dest, protocolName(policy.TLS)
@@ -55,4 +55,19 @@ func (s *Server) intercept(ctx context.Context, t *tunnel, prefix []byte) {
 	}
 	t.conn = tc
 	s.requests.serveTunnel(t)
+}
+
+var errPanicked = errors.New("panic")
+
+// apart runs f, whose stack is deep, on one of its own: a goroutine's stack does not
+// become smaller before the next collection, and a tunnel may wait for long with its own.
+func (s *Server) apart(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		err := errPanicked
+		defer func() { done <- err }()
+		defer s.recovered("hello or handshake")
+		err = f()
+	}()
+	return <-done
 }

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -28,6 +29,7 @@ func startJanitor(s *Server) *janitor {
 			case now := <-tick.C:
 				s.upstream.sweepOnce(now.Add(-idleLifetime))
 				if s.live.shrink() {
+					runtime.GC() // pools let go of what they hold at the second collection
 					debug.FreeOSMemory()
 				}
 			}

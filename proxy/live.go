@@ -3,7 +3,6 @@ package proxy
 import (
 	"container/list"
 	"io"
-	"maps"
 	"sync"
 )
 
@@ -197,7 +196,16 @@ func (r *registry) shrink() bool {
 		return false
 	}
 	r.peak = len(r.open)
-	r.open = maps.Clone(r.open)
-	r.perSandbox = maps.Clone(r.perSandbox)
+	r.open = fresh(r.open)
+	r.perSandbox = fresh(r.perSandbox)
 	return true
+}
+
+// fresh is m in a map of its size: one that was larger, and a clone of it, keep the room.
+func fresh[K comparable, V any](m map[K]V) map[K]V {
+	out := make(map[K]V, len(m))
+	for k, v := range m {
+		out[k] = v
+	}
+	return out
 }

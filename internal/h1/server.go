@@ -2,6 +2,7 @@ package h1
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/http"
@@ -64,6 +65,7 @@ type conn struct {
 	resp     response
 	read     readDeadline
 	write    writeDeadline
+	fresh    bool        // TLS, and has had no request
 	begun    bool        // a head has begun: the read deadline is its own and absolute
 	inBody   bool        // reads are of a request body
 	cut      atomic.Bool // reads of the request body must end
@@ -88,6 +90,7 @@ func (s *Server) ServeConn(ctx, drain context.Context, nc net.Conn) {
 	c.base.RemoteAddr = nc.RemoteAddr().String()
 	c.rd.fill = c.fill
 	c.resp.c = c
+	_, c.fresh = nc.(*tls.Conn)
 	defer context.AfterFunc(drain, c.drain)()
 	defer c.close()
 	for c.serveOne() {
@@ -205,10 +208,15 @@ func (c *conn) awaitRequest() bool {
 	if d := c.srv.IdleTimeout; d > 0 {
 		warm = min(d, warm)
 	}
-	if !c.startIdle(warm) {
-		return false
+	err := os.ErrDeadlineExceeded
+	if c.fresh { // and cold at once: a read of one byte costs no system call on TLS
+		c.fresh, warm = false, 0
+	} else {
+		if !c.startIdle(warm) {
+			return false
+		}
+		err = c.rd.more(c.srv.Limits.HeadBytes)
 	}
-	err := c.rd.more(c.srv.Limits.HeadBytes)
 	if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 		if err = c.awaitCold(warm); err != nil {
 			err = errClosed
