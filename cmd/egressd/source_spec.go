@@ -37,7 +37,7 @@ type secretFlags struct {
 func (s *secretFlags) register(fs *pflag.FlagSet) {
 	s.given = fs
 	fs.StringVar(&s.kind, "kind", "", "resolver kind; default: what the other flags say, else static_headers")
-	fs.StringVar(&s.token, "token", "", "the token itself (others can see it in the process list)")
+	fs.StringVar(&s.token, "token", "", "the token itself (others can see it in the process list), or @FILE")
 	fs.StringVar(&s.tokenEnv, "token-env", "", "environment variable that holds the token")
 	fs.StringVar(&s.tokenFile, "token-file", "", "file that holds the token, - for stdin")
 	fs.StringArrayVar(&s.sets, "set", nil, "one field: key=value, key=@FILE, key=@- (repeated)")
@@ -144,11 +144,11 @@ func (s *secretFlags) kindOf(known string) (string, error) {
 func (s *secretFlags) collect(in *specInput) error {
 	a := in.app
 	if s.given.Changed("token") {
-		a.warn("--token shows the secret in the process list and the shell's history; use --token-env, --token-file or stdin")
-		if s.token == "" {
-			return usage("--token is empty: is the variable that it comes from set?")
+		value, err := s.plainToken(a)
+		if err != nil {
+			return err
 		}
-		if err := in.set(defaultKey, s.token, "--token"); err != nil {
+		if err := in.set(defaultKey, value, "--token"); err != nil {
 			return err
 		}
 	}
@@ -185,6 +185,23 @@ func (s *secretFlags) collect(in *specInput) error {
 		}
 	}
 	return s.collectSets(in)
+}
+
+// plainToken is the value of --token, or the content of the file that it names with @.
+func (s *secretFlags) plainToken(a *app) (string, error) {
+	if s.token == "" {
+		return "", usage("--token is empty: is the variable that it comes from set?")
+	}
+	file, is := strings.CutPrefix(s.token, "@")
+	if !is {
+		a.warn("--token shows the secret in the process list and the shell's history; use --token-env, --token-file or stdin")
+		return s.token, nil
+	}
+	value, err := a.secretFrom("--token", file, false, false)
+	if err != nil { // what follows @ may be the secret after all, and is not repeated
+		return "", usage("--token: what follows @ is no file that can be read and holds a token; a token that begins with @ goes through --token-env or stdin")
+	}
+	return value, nil
 }
 
 func (s *secretFlags) collectSets(in *specInput) error {

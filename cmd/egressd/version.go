@@ -76,6 +76,7 @@ func (a *app) versionCmd() *cobra.Command {
 		},
 	}
 	d.register(cmd.Flags())
+	d.alias(cmd)
 	cmd.Flags().BoolVar(&server, "server", false, "ask the daemon")
 	return cmd
 }
