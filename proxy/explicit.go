@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/elazarl/goproxy"
 
@@ -55,6 +56,8 @@ func (s *Server) connect(r *http.Request, c net.Conn, _ *goproxy.ProxyCtx) {
 	t.way = wayExplicit
 	rec := t.begin(s)
 	ref := s.openTunnel(r, t)
+	// Answers that the client has not read may have filled the connection.
+	_ = c.SetWriteDeadline(time.Now().Add(s.limits.StallTimeout))
 	if ref != nil {
 		n, _ := c.Write(ref.raw(rec.id))
 		_ = c.Close() // what follows a refused CONNECT is not read
@@ -66,6 +69,7 @@ func (s *Server) connect(r *http.Request, c net.Conn, _ *goproxy.ProxyCtx) {
 		_ = c.Close()
 		return
 	}
+	_ = c.SetWriteDeadline(time.Time{})
 	t.conn = c
 	ctx := t.ctx
 	t.next = func() { s.dispatch(ctx, t) }
