@@ -87,7 +87,7 @@ func (a *app) root() *cobra.Command {
 
   egressd serve                      the daemon: proxy, policy, store, management API
   egressd run --inject HOST=VAR -- CMD   one command behind a proxy of its own, no daemon
-  egressd source add NAME            keep a credential, write-only
+  egressd source add NAME            keep a secret as a source, write-only
   egressd policy check --policy DIR  what is wrong with a policy, before it is in force
 
 Exit codes: 0 ok, 1 usage or validation, 2 not authenticated or forbidden, 3 network,

@@ -17,7 +17,7 @@ import (
 func (a *app) sourceCmd() *cobra.Command {
 	var d dialFlags
 	cmd := &cobra.Command{
-		Use: "source", Short: "Keep credentials, write-only", Args: cobra.ArbitraryArgs, RunE: group,
+		Use: "source", Short: "Sources hold secrets, write-only", Args: cobra.ArbitraryArgs, RunE: group,
 		Long: `A source holds secret material. What is written never comes back: source get shows
 everything about a source but its value.
 
@@ -125,7 +125,7 @@ func (a *app) sourceAdd(d *dialFlags) *cobra.Command {
 	var s secretFlags
 	var m metaFlags
 	cmd := &cobra.Command{
-		Use: "add NAME", Short: "Keep a new credential", Args: exactly("NAME"),
+		Use: "add NAME", Short: "Make a source of a secret", Args: exactly("NAME"),
 		Example: `  egressd source add gh                          # asks, without echo
   egressd source add gh --token-env GITHUB_TOKEN
   pass show gh | egressd source add gh
@@ -212,7 +212,7 @@ func (a *app) sourceSet(d *dialFlags) *cobra.Command {
 	var m metaFlags
 	var status string
 	cmd := &cobra.Command{
-		Use: "set NAME", Short: "Replace a credential, or change its metadata or status", Args: exactly("NAME"),
+		Use: "set NAME", Short: "Replace what a source holds, or change its metadata or status", Args: exactly("NAME"),
 		Long: `With a secret, set replaces the whole spec (PUT); the metadata stays unless a flag
 changes it. Without one it changes metadata and status only (PATCH).`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -335,7 +335,7 @@ func (a *app) sourceStatus(d *dialFlags, verb, status, short string) *cobra.Comm
 func (a *app) sourceDelete(d *dialFlags) *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
-		Use: "delete NAME", Short: "Destroy a credential that nothing is bound to", Args: exactly("NAME"),
+		Use: "delete NAME", Short: "Destroy a source that nothing is bound to", Args: exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(*d)
 			if err != nil {
@@ -361,7 +361,7 @@ func (a *app) sourceDelete(d *dialFlags) *cobra.Command {
 
 func (a *app) sourceGet(d *dialFlags) *cobra.Command {
 	return &cobra.Command{
-		Use: "get NAME", Short: "Show everything about a credential but its value", Args: exactly("NAME"),
+		Use: "get NAME", Short: "Show everything about a source but its value", Args: exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(*d)
 			if err != nil {
@@ -418,7 +418,7 @@ func (a *app) sourceList(d *dialFlags) *cobra.Command {
 	var search, status, kind string
 	var labels []string
 	cmd := &cobra.Command{
-		Use: "list", Short: "List credentials, never their values", Args: exactly(),
+		Use: "list", Short: "List sources, never their values", Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.client(*d)
 			if err != nil {
