@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -316,5 +317,32 @@ func TestStreamsAreNotHeldBack(t *testing.T) {
 	close(next)
 	if _, err := b.ReadString('\n'); err != io.EOF || !c.reusable {
 		t.Fatal(err, c.reusable)
+	}
+}
+
+// A chunked answer that comes before the request's body was read ends at once: its end
+// does not wait for a client that goes on sending, or stops.
+func TestEarlyChunkedAnswerEndsBeforeTheBody(t *testing.T) {
+	addr := serve(t, testServer(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "no") }))
+	nc, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = nc.Close() }()
+	_ = nc.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := io.WriteString(nc, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nbegin"); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || string(b) != "no" {
+		t.Fatalf("%q %v", b, err)
+	}
+	if d := time.Since(start); d > time.Second { // testServer's BodyStall is 2 s
+		t.Errorf("the answer ended after %v", d)
 	}
 }

@@ -312,10 +312,17 @@ func (c *conn) handle(req *http.Request) (ok bool) {
 
 // finish completes the answer and what is left of the request.
 func (c *conn) finish(x *exchange) bool {
+	// An answer that is under way ends before the rest of the request is read; one that
+	// is not says whether the connection stays.
+	early := c.resp.chunked
+	if early && !c.resp.finish() {
+		c.abort()
+		return false
+	}
 	if x.body.c != nil && !x.body.finish() {
 		c.resp.closeAfter = true
 	}
-	if !c.resp.finish() {
+	if !early && !c.resp.finish() {
 		c.abort()
 		return false
 	}
