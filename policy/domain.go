@@ -163,11 +163,14 @@ func isAddress(host string) bool {
 }
 
 // IsSpecialName reports a canonical name that means something only locally: one with
-// a single label, localhost, and all below localhost, local and internal. Decide
-// refuses them unless a traffic rule names them.
+// a single label, localhost, and all below localhost, local, internal and home.arpa (RFC
+// 8375). Decide refuses them unless a traffic rule names them.
 func IsSpecialName(host string) bool {
 	if isAddress(host) {
 		return false
+	}
+	if host == "home.arpa" || strings.HasSuffix(host, ".home.arpa") {
+		return true
 	}
 	switch last := host[strings.LastIndexByte(host, '.')+1:]; last {
 	case "localhost", "local", "internal":

@@ -73,7 +73,7 @@ func TestAttack_B11_zone_ids(t *testing.T) {
 
 func TestIsSpecialName(t *testing.T) {
 	for host, want := range map[string]bool{
-		"vault": true, "localhost": true, "x.localhost": true, "printer.local": true, "metadata.google.internal": true, "internal": true, "": true,
+		"vault": true, "localhost": true, "x.localhost": true, "printer.local": true, "metadata.google.internal": true, "x.home.arpa": true, "home.arpa": true, "internal": true, "": true,
 		"kubernetes.default.svc": false, "good.test": false, "local.test": false, "mylocal": true, "x.mylocal": false, "127.0.0.1": false, "::1": false,
 	} {
 		if got := IsSpecialName(host); got != want {
