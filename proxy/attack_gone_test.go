@@ -8,8 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
+
 	"github.com/egressd/egressd/internal/audit"
 	"github.com/egressd/egressd/internal/testbed"
+	"github.com/egressd/egressd/store"
 )
 
 // H10: a client of HTTP/1.1 that goes away ends its wait for an origin of h2 too, before
@@ -64,5 +67,47 @@ func TestAttack_C07_credentials_in_grpc_trailers(t *testing.T) {
 		t.Errorf("C07 the origin got %q", raw[strings.Index(raw, "POST"):])
 	}
 	g.use(basePolicy)
+	g.safe(t)
+}
+
+// G25: a WebSocket that was opened with a credential ends when that is taken away, and
+// not when it is only rotated.
+func TestAttack_G25_websockets_of_a_disabled_source(t *testing.T) {
+	g := attacked(t, options{})
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	open := func(o *testbed.Origin) *websocket.Conn {
+		t.Helper()
+		c, _, err := websocket.Dial(ctx, strings.Replace(o.URL("/ws"), "https", "wss", 1), &websocket.DialOptions{HTTPClient: g.one()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.CloseNow() })
+		return c
+	}
+	alive := func(c *websocket.Conn) error {
+		if err := c.Write(ctx, websocket.MessageText, []byte("ping")); err != nil {
+			return err
+		}
+		_, _, err := c.Read(ctx)
+		return err
+	}
+	with, without := open(g.bed.Good), open(g.bed.Evil)
+	g.put("acme", "gh-source", "static_headers", headerSpec(canary+"-second"))
+	g.use(basePolicy) // the rule it was opened by is of an older generation now
+	time.Sleep(200 * time.Millisecond)
+	if err := alive(with); err != nil {
+		t.Errorf("G25 after a rotation: %v", err)
+	}
+	g.setStatus(t, "gh-source", store.Disabled)
+	time.Sleep(500 * time.Millisecond)
+	if err := alive(with); err == nil {
+		t.Error("G25 a WebSocket lives on without its source")
+	}
+	if err := alive(without); err != nil {
+		t.Errorf("G25 one that never had a credential: %v", err)
+	}
+	g.setStatus(t, "gh-source", store.Active)
+	g.put("acme", "gh-source", "static_headers", headerSpec(canary))
 	g.safe(t)
 }

@@ -39,6 +39,8 @@ type plan struct {
 	trailers  bool               // grpc: trailers pass both ways
 	cred      *inject.Projection // what was projected, for the pool
 	cert      *inject.Projection // offered when the origin asks
+
+	credFrom, certFrom *inject.Injector // where they come from; nil: none
 }
 
 // exchange decides one request by one ruleset, projects, forwards and records.
@@ -124,10 +126,11 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal 
 // own credentials go first, also when resolving fails and the rule is fail-open.
 func (s *Server) project(r *http.Request, x *record, p *plan, b *bound, query string) (string, *refusal) {
 	if rule := x.decision.ClientCert; rule != nil {
-		pr, err := b.rules.Injectors.Injector(rule).Resolve(r.Context(), x.dest.host, x.dest.port)
+		in := b.rules.Injectors.Injector(rule)
+		pr, err := in.Resolve(r.Context(), x.dest.host, x.dest.port)
 		switch {
 		case err == nil:
-			x.cert, p.cert = pr, pr
+			x.cert, p.cert, p.certFrom = pr, pr, in
 			p.key.cert = pr.ID
 		case rule.FailOpen:
 			x.skipped = resolveCode(err)
@@ -143,7 +146,8 @@ func (s *Server) project(r *http.Request, x *record, p *plan, b *bound, query st
 	if rule == nil {
 		return query, nil
 	}
-	pr, err := b.rules.Injectors.Injector(rule).Resolve(r.Context(), x.dest.host, x.dest.port)
+	in := b.rules.Injectors.Injector(rule)
+	pr, err := in.Resolve(r.Context(), x.dest.host, x.dest.port)
 	if err != nil {
 		if !rule.FailOpen {
 			return query, unresolved(rule, err)
@@ -152,7 +156,7 @@ func (s *Server) project(r *http.Request, x *record, p *plan, b *bound, query st
 		return query, nil
 	}
 	pr.Apply(r.Header, rule.KeepClientAuth)
-	x.source, p.cred = pr, pr
+	x.source, p.cred, p.credFrom = pr, pr, in
 	p.key.cred = pr.ID
 	return query, nil
 }

@@ -13,12 +13,13 @@ const sweepEvery = 15 * time.Second
 // system after a crowd has left: the runtime alone would keep most of it for minutes.
 type janitor struct {
 	stop chan struct{}
+	asks chan struct{} // sources have changed: see registry.cutRevoked
 	once sync.Once
 	wg   sync.WaitGroup
 }
 
 func startJanitor(s *Server) *janitor {
-	j := &janitor{stop: make(chan struct{})}
+	j := &janitor{stop: make(chan struct{}), asks: make(chan struct{}, 1)}
 	j.wg.Go(func() {
 		tick := time.NewTicker(sweepEvery)
 		defer tick.Stop()
@@ -26,6 +27,8 @@ func startJanitor(s *Server) *janitor {
 			select {
 			case <-j.stop:
 				return
+			case <-j.asks:
+				s.live.cutRevoked()
 			case now := <-tick.C:
 				s.upstream.sweepOnce(now.Add(-idleLifetime))
 				if s.live.shrink() {
@@ -36,6 +39,14 @@ func startJanitor(s *Server) *janitor {
 		}
 	})
 	return j
+}
+
+// sourcesChanged does not wait.
+func (j *janitor) sourcesChanged() {
+	select {
+	case j.asks <- struct{}{}:
+	default: // it will look anyway
+	}
 }
 
 func (j *janitor) end() {

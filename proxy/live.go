@@ -27,6 +27,7 @@ type entry struct {
 	waits   *list.Element       // in reg.waiting[sandbox]; nil: identified
 	allowed func(*Ruleset) bool // nil: nothing that outlives a request
 	far     io.Closer           // upstream side of a relay
+	revoked func() bool         // nil: it carries no credential
 }
 
 func newRegistry(maxConns, maxSandbox int) *registry {
@@ -137,9 +138,36 @@ func (e *entry) watch(allowed func(*Ruleset) bool, far io.Closer) {
 	}
 }
 
+// watchCredential makes cutRevoked ask revoked, which may wait for a source.
+func (e *entry) watchCredential(revoked func() bool) {
+	e.reg.mu.Lock()
+	e.revoked = revoked
+	e.reg.mu.Unlock()
+	if revoked() {
+		e.cut()
+	}
+}
+
+// cutRevoked ends what was opened with a credential that has been taken away.
+func (r *registry) cutRevoked() {
+	asks := map[*entry]func() bool{}
+	r.mu.Lock()
+	for e := range r.open {
+		if e.revoked != nil {
+			asks[e] = e.revoked
+		}
+	}
+	r.mu.Unlock()
+	for e, revoked := range asks {
+		if revoked() {
+			e.cut()
+		}
+	}
+}
+
 func (e *entry) unwatch() {
 	e.reg.mu.Lock()
-	e.allowed, e.far = nil, nil
+	e.allowed, e.far, e.revoked = nil, nil, nil
 	e.reg.mu.Unlock()
 }
 

@@ -140,8 +140,12 @@ func (s *Server) Use(r *Ruleset) {
 }
 
 // SourceChanged ends idle upstream connections that were opened with material of
-// this source, or of any when both names are empty. Requests in flight finish on theirs.
-func (s *Server) SourceChanged(team, name string) { s.upstream.closeIdleOf(team, name) }
+// this source, or of any when both names are empty. Requests in flight finish on theirs;
+// a WebSocket whose credential is disabled, deleted or not for its destination any more is cut.
+func (s *Server) SourceChanged(team, name string) {
+	s.upstream.closeIdleOf(team, name)
+	s.janitor.sourcesChanged()
+}
 
 // LastUsed is when material of a source last took part in an exchange of this process,
 // failed ones included; zero if it did not.

@@ -1,11 +1,13 @@
 package proxy
 
 import (
+	"context"
 	"io"
 	"net"
 	"net/http"
 	"time"
 
+	"github.com/egressd/egressd/inject"
 	"github.com/egressd/egressd/policy"
 )
 
@@ -48,12 +50,36 @@ func (s *Server) upgrade(w http.ResponseWriter, resp *http.Response, x *record) 
 		return d.Action != policy.Deny && (d.Credential == nil) == (rule == nil)
 	}, far)
 	defer t.handle.unwatch()
+	if p := x.plan; p.credFrom != nil || p.certFrom != nil {
+		t.handle.watchCredential(func() bool {
+			return revoked(t.ctx, p.credFrom, f.Host, f.Port) || revoked(t.ctx, p.certFrom, f.Host, f.Port)
+		})
+	}
 	s.metrics.tunnels.Inc()
 	defer s.metrics.tunnels.Dec()
 	x.bytesIn, x.bytesOut, err = pipe(near, &streamConn{ReadWriteCloser: far}, s.limits.IdleTimeout)
 	if err != nil {
 		x.outcome, x.detail = outcomeAborted, err.Error()
 	}
+}
+
+const revokedPatience = 2 * time.Second
+
+// revoked says whether in, by which a connection was opened, would refuse now. That a
+// source cannot be reached says nothing.
+func revoked(ctx context.Context, in *inject.Injector, host string, port uint16) bool {
+	if in == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, revokedPatience)
+	defer cancel()
+	if _, err := in.Resolve(ctx, host, port); err != nil {
+		switch resolveCode(err) {
+		case inject.CodeSourceNotFound, inject.CodeSourceDisabled, inject.CodeDestinationNotAllowed:
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Server) upstreamErrorBody(w http.ResponseWriter, x *record) {
