@@ -209,7 +209,7 @@ func TestAttack_F07_noisy_neighbour(t *testing.T) {
 		if _, err := io.ReadFull(nc, b); err != nil {
 			return 0 // closed at the door
 		}
-		_, _ = nc.Write([]byte(clientHello(t, "evil.test"))) // a relay that stays
+		_, _ = nc.Write(clientHello(t, "evil.test")) // a relay that stays
 		status := 0
 		_, _ = fmt.Sscanf(string(b), "HTTP/1.1 %d", &status)
 		return status

@@ -77,3 +77,34 @@ func TestUnknownClientAndDeniedDestination(t *testing.T) {
 		}
 	}
 }
+
+const basicPolicy = `
+apiVersion: egressd/v1
+sandboxes:
+  - id: one
+    team: acme
+    identify: {proxyTokens: ["TOKENONE"]}
+    network:
+      egress:
+        trafficRules: [{name: good, action: allow, domains: [good.test]}]
+        credentialRules: [{name: login, credentialRef: login, domains: [good.test]}]
+      credentialBindings:
+        - {ref: login, sourceRef: login-source, projection: {type: username_password}}
+`
+
+func TestUserNameAndPasswordAsBasic(t *testing.T) {
+	s := newStack(t, "", options{})
+	s.put("acme", "login-source", "static_username_password", basicSpec("robot", canary))
+	s.use(basicPolicy)
+	s.bed.Good.SetBasic("robot", canary)
+	for _, h2 := range []bool{false, true} {
+		own := func(r *http.Request) { r.SetBasicAuth("somebody", "else") }
+		if a := do(t, s.client("one", tokenOne, h2), http.MethodGet, s.bed.Good.URL("/basic"), own); a.status != http.StatusOK {
+			t.Errorf("h2=%v: %+v", h2, a)
+		}
+	}
+	s.put("acme", "login-source", "static_username_password", basicSpec("robot", "changed"))
+	if a := get(t, s.one(), s.bed.Good.URL("/basic")); a.status != http.StatusUnauthorized {
+		t.Errorf("with the wrong password: %+v", a)
+	}
+}
