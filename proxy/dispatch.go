@@ -244,7 +244,7 @@ func (s *Server) decide(ctx context.Context, b *bound, f *policy.Flow) (policy.D
 	if !dec.NeedAddr {
 		return dec, nil, nil
 	}
-	all, err := s.guard.Lookup(ctx, f.Host)
+	all, err := s.names.lookup(ctx, b.sandbox.ID, f.Host)
 	if err != nil {
 		return policy.Decision{}, nil, dialRefusal(err)
 	}
@@ -273,7 +273,7 @@ func dialRefusal(err error) *refusal {
 	switch {
 	case errors.Is(err, netguard.ErrForbiddenAddress):
 		r.status, r.code = http.StatusForbidden, codeForbiddenAddr
-	case errors.Is(err, errUpstreamLimit):
+	case errors.Is(err, errUpstreamLimit), errors.Is(err, errLookupLimit):
 		r.status, r.code = http.StatusTooManyRequests, codeLimit
 	case errors.Is(err, netguard.ErrBadName):
 		r.status, r.code = http.StatusBadRequest, codeBadRequest

@@ -22,7 +22,7 @@ func (s *Server) relay(ctx context.Context, t *tunnel, f policy.Flow, dec policy
 	x.dest, x.protocol, x.decision, x.flow = t.dest, protocolName(f.Protocol), dec, f
 	if addrs == nil {
 		var err error
-		if addrs, err = s.guard.Lookup(ctx, t.dest.host); err != nil {
+		if addrs, err = s.names.lookup(ctx, f.Sandbox.ID, t.dest.host); err != nil {
 			s.closeTunnel(t, prefix, f.Protocol, dialRefusal(err))
 			return
 		}

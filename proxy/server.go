@@ -70,6 +70,7 @@ type Server struct {
 	metrics *metrics
 	leaves  LeafSource
 	guard   Guard
+	names   *names
 	limits  Limits
 
 	rules    atomic.Pointer[Ruleset]
@@ -102,7 +103,8 @@ func New(o Options) (*Server, error) {
 	}
 	s.ids.init()
 	s.live = newRegistry(s.limits.Connections, s.limits.ConnectionsPerSandbox)
-	s.upstream = newUpstream(o.Guard, o.Roots, s.limits, m)
+	s.names = &names{guard: o.Guard, perSandbox: newQuota(maxLookups)}
+	s.upstream = newUpstream(o.Guard, s.names, o.Roots, s.limits, m)
 	s.tlsConf = s.downstreamTLS()
 	s.edge = s.newEdge()
 	s.requests = newRequestServers(s)

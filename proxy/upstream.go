@@ -40,6 +40,7 @@ const (
 // upstream holds the connections to origins. Safe for concurrent use.
 type upstream struct {
 	guard   Guard
+	names   *names
 	roots   *x509.CertPool
 	limits  Limits
 	metrics *metrics
@@ -88,8 +89,8 @@ var (
 	errClosed           = errors.New("shutting down")
 )
 
-func newUpstream(g Guard, roots *x509.CertPool, l Limits, m *metrics) *upstream {
-	u := &upstream{guard: g, roots: roots, limits: l, metrics: m, h1lim: h1.DefaultLimits(), perSandbox: newQuota(l.ConnectionsPerSandbox),
+func newUpstream(g Guard, n *names, roots *x509.CertPool, l Limits, m *metrics) *upstream {
+	u := &upstream{guard: g, names: n, roots: roots, limits: l, metrics: m, h1lim: h1.DefaultLimits(), perSandbox: newQuota(l.ConnectionsPerSandbox),
 		lastUse: map[string]int64{}}
 	u.pools, _ = lru.NewWithEvict(maxPools, func(_ poolKey, p *pool) { p.retire() }) // fails on a size below 1 only
 	u.h1lim.Headers = 256                                                            // origins send many Set-Cookie
@@ -159,7 +160,7 @@ func (p *pool) dial(ctx context.Context, alpn ...string) (net.Conn, string, erro
 	addrs := []netip.Addr{p.key.addr}
 	if !p.key.addr.IsValid() {
 		var err error
-		if addrs, err = u.guard.Lookup(ctx, p.key.dest.host); err != nil {
+		if addrs, err = u.names.lookup(ctx, p.key.sandbox, p.key.dest.host); err != nil {
 			u.metrics.dials.WithLabelValues("lookup_failed").Inc()
 			return nil, "", err
 		}
