@@ -40,7 +40,7 @@ type target struct {
 // and is inherited by every thread.
 func execPinned(args []string) {
 	runtime.LockOSThread()
-	pinSelf(proxyCore)
+	bind(proxyCore) // what the load's process left to its children is its own core
 	if len(args) == 0 {
 		fatal(errors.New("nothing to execute"))
 	}
@@ -49,10 +49,15 @@ func execPinned(args []string) {
 
 // pinSelf binds this process to a core; false where there are not two cores.
 func pinSelf(core int) bool {
-	var now, set unix.CPUSet
+	var now unix.CPUSet
 	if unix.SchedGetaffinity(0, &now) != nil || !now.IsSet(proxyCore) || !now.IsSet(loadCore) {
 		return false
 	}
+	return bind(core)
+}
+
+func bind(core int) bool {
+	var set unix.CPUSet
 	set.Set(core)
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
