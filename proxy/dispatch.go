@@ -32,7 +32,9 @@ func (s *Server) dispatch(ctx context.Context, t *tunnel) {
 	defer s.recovered("tunnel")
 	b, err := t.sess.bind()
 	if err != nil {
-		return // the sandbox is gone since CONNECT was answered
+		// The sandbox is gone since CONNECT was answered.
+		s.closeTunnel(t, nil, policy.Unknown, &refusal{status: http.StatusForbidden, code: codePolicyDenied, detail: err.Error()})
+		return
 	}
 	prefix, proto, err := s.sniff(ctx, t, b)
 	if err != nil {

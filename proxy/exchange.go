@@ -13,7 +13,7 @@ import (
 	"github.com/egressd/egressd/policy"
 )
 
-// ServeTunnelRequest answers one request that came out of a tunnel: intercepted TLS
+// serveInTunnel answers one request that came out of a tunnel: intercepted TLS
 // (HTTP/1.1 or h2) or cleartext after CONNECT.
 func (s *Server) serveInTunnel(w http.ResponseWriter, r *http.Request) {
 	t := tunnelOf(r.Context())
@@ -84,9 +84,7 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal 
 		path, f.Path = c, c // what was matched is what is sent
 	}
 	x.path = path
-	if c, ok := r.Header["Connection"]; ok {
-		dropNominated(r.Header, c) // rules must not match a field that is not sent
-	}
+	upgrade := dropNominated(r.Header) // rules must not match a field that is not sent
 	dec, addrs, ref := s.decide(r.Context(), b, f)
 	x.decision = dec
 	switch {
@@ -107,7 +105,7 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal 
 		remove(r.Header, overridesMethod)
 	}
 	var te bool
-	p.websocket, te = cleanRequest(r.Header)
+	p.websocket, te = cleanRequest(r.Header, upgrade)
 	if p.trailers = te && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc"); p.trailers {
 		r.Header["Te"] = []string{"trailers"}
 	}
@@ -211,7 +209,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 	defer func() { _ = resp.Body.Close() }()
 	keep := x.decision.Credential != nil && x.decision.Credential.KeepClientAuth
 	if resp.StatusCode == http.StatusSwitchingProtocols {
-		s.upgrade(w, resp, x)
+		s.upgrade(w, resp, x, keep)
 		return
 	}
 	if !cleanResponse(resp.Header, x.source != nil || x.cert != nil, keep) {
@@ -295,12 +293,17 @@ func (s *Server) upstreamError(w http.ResponseWriter, r *http.Request, x *record
 	default:
 		ref = dialRefusal(err)
 	}
+	x.failed(w, ref)
+}
+
+// failed answers for an origin that did not; who began the exchange finishes the record.
+func (x *record) failed(w http.ResponseWriter, ref *refusal) {
 	x.bytesOut = int64(ref.write(w, x.id))
 	x.status, x.code, x.detail, x.outcome = ref.status, ref.code, ref.detail, outcomeError
 	if ref.status < http.StatusInternalServerError {
 		x.outcome = outcomeDenied
 	}
-	s.metrics.refusals.WithLabelValues(ref.code).Inc()
+	x.srv.metrics.refusals.WithLabelValues(ref.code).Inc()
 }
 
 type copyBuffer [32 << 10]byte

@@ -58,15 +58,11 @@ func dashed(name string) string {
 	return http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
 }
 
-// cleanRequest removes from h what must not reach an origin. It returns whether the
-// request asks for a WebSocket and whether it said "TE: trailers". Names that the
-// Connection header nominates go before anything is projected, so that no
-// nomination can remove what is projected.
-func cleanRequest(h http.Header) (websocket, teTrailers bool) {
-	if c, ok := h["Connection"]; ok {
-		upgrade := dropNominated(h, c)
-		websocket = upgrade && len(h["Upgrade"]) == 1 && strings.EqualFold(h["Upgrade"][0], "websocket")
-	}
+// cleanRequest removes from h what must not reach an origin; upgrade is what
+// dropNominated said. It returns whether the request asks for a WebSocket and whether it
+// said "TE: trailers".
+func cleanRequest(h http.Header, upgrade bool) (websocket, teTrailers bool) {
+	websocket = upgrade && len(h["Upgrade"]) == 1 && strings.EqualFold(h["Upgrade"][0], "websocket")
 	for _, v := range h["Te"] {
 		if headerHasToken(v, "trailers") {
 			teTrailers = true
@@ -79,10 +75,11 @@ func cleanRequest(h http.Header) (websocket, teTrailers bool) {
 	return websocket, teTrailers
 }
 
-// dropNominated deletes the headers that Connection names and says whether
-// "upgrade" is among the options.
-func dropNominated(h http.Header, connection []string) (upgrade bool) {
-	for _, v := range connection {
+// dropNominated deletes the headers that Connection names and says whether "upgrade" is
+// among the options. It goes before anything is projected, so that no nomination can
+// remove what is projected.
+func dropNominated(h http.Header) (upgrade bool) {
+	for _, v := range h["Connection"] {
 		for opt := range strings.SplitSeq(v, ",") {
 			opt = strings.TrimSpace(opt)
 			switch {
@@ -112,9 +109,7 @@ func headerHasToken(v, token string) bool {
 // head itself is one that no client must see (several Content-Length values: an h2
 // origin can send them and net/http passes them on).
 func cleanResponse(h http.Header, credentialed, keepClientAuth bool) bool {
-	if c, ok := h["Connection"]; ok {
-		dropNominated(h, c)
-	}
+	dropNominated(h)
 	remove(h, hopByHop)
 	delete(h, "Alt-Svc") // would steer the client to QUIC, past egressd
 	if len(h["Content-Length"]) > 1 {

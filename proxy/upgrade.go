@@ -14,14 +14,14 @@ import (
 // upgrade hands both connections over to each other after a 101: WebSocket frames
 // are carried as they are. The connection is cut when a new ruleset would deny the
 // request that opened it.
-func (s *Server) upgrade(w http.ResponseWriter, resp *http.Response, x *record) {
+func (s *Server) upgrade(w http.ResponseWriter, resp *http.Response, x *record, keepClientAuth bool) {
 	far, ok := resp.Body.(io.ReadWriteCloser)
 	hj, canHijack := w.(http.Hijacker)
 	if !ok || !canHijack {
-		s.upstreamErrorBody(w, x)
+		x.failed(w, &refusal{status: http.StatusBadGateway, code: codeUpstream, detail: "101 where none can be carried"})
 		return
 	}
-	cleanResponse(resp.Header, x.source != nil, false)
+	cleanResponse(resp.Header, x.source != nil || x.cert != nil, keepClientAuth)
 	near, _, err := hj.Hijack()
 	if err != nil {
 		x.outcome, x.detail = outcomeAborted, err.Error()
@@ -37,7 +37,7 @@ func (s *Server) upgrade(w http.ResponseWriter, resp *http.Response, x *record) 
 		return
 	}
 	_ = near.SetDeadline(time.Time{})
-	t, f, rule := x.tunnel, x.flow, x.decision.Credential
+	t, f, was := x.tunnel, x.flow, x.decision
 	f.Header = f.Header.Clone()
 	t.handle.watch(func(r *Ruleset) bool {
 		b, err := t.sess.bindTo(r)
@@ -47,7 +47,7 @@ func (s *Server) upgrade(w http.ResponseWriter, resp *http.Response, x *record) 
 		g := f
 		g.Sandbox = b.sandbox
 		d := r.Policy.Decide(&g)
-		return d.Action != policy.Deny && (d.Credential == nil) == (rule == nil)
+		return d.Action != policy.Deny && (d.Credential == nil) == (was.Credential == nil) && (d.ClientCert == nil) == (was.ClientCert == nil)
 	}, far)
 	defer t.handle.unwatch()
 	if p := x.plan; p.credFrom != nil || p.certFrom != nil {
@@ -80,13 +80,6 @@ func revoked(ctx context.Context, in *inject.Injector, host string, port uint16)
 		}
 	}
 	return false
-}
-
-func (s *Server) upstreamErrorBody(w http.ResponseWriter, x *record) {
-	ref := &refusal{status: http.StatusBadGateway, code: codeUpstream, detail: "101 where none can be carried"}
-	x.bytesOut = int64(ref.write(w, x.id))
-	x.status, x.code, x.detail, x.outcome = ref.status, ref.code, ref.detail, outcomeError
-	s.metrics.refusals.WithLabelValues(ref.code).Inc()
 }
 
 // switching writes a 101 with the origin's handshake headers (RFC 6455 section 4.2.2).
