@@ -76,6 +76,14 @@ type Projection struct {
 	// to one of them as well.
 	ClientCert *tls.Certificate
 	CAs        *x509.CertPool
+	// Login is what username_password logs in with where the protocol has a login of its
+	// own; nil for other projections.
+	Login *Login
+	// SSH is the login of ssh_proxy, Placeholders that of placeholder_substitution, AWS that of
+	// aws_sigv4; nil for other projections.
+	SSH          *SSHLogin
+	Placeholders *Placeholders
+	AWS          *AWSKeys
 
 	values [][]string // of Headers, ready for http.Header; never written to
 }

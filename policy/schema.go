@@ -92,7 +92,7 @@ type bindingDecl struct {
 func (b *bindingDecl) key() string { return b.Ref }
 
 // protocolSet is a set of application protocols, by bit.
-type protocolSet uint8
+type protocolSet uint16
 
 func (s protocolSet) has(p Protocol) bool { return s&(1<<p) != 0 }
 

@@ -12,6 +12,7 @@ package policy
 import (
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -36,6 +37,16 @@ const (
 	HTTP // cleartext HTTP/1.x
 	TLS  // a TLS ClientHello; as a request's protocol: HTTP inside intercepted TLS
 	SSH
+	// Protocols with a login of their own; see Flow.InTLS. As with SSH, a decision on
+	// the connection carries the credential.
+	SOCKS5
+	MQTT
+	Redis
+	Postgres
+	// Protocols that are recognised and carried, and never looked into.
+	AMQP
+	DNS
+	MongoDB
 )
 
 // Flow is one connection, or one request on it, as the policy sees it. The data
@@ -51,6 +62,12 @@ type Flow struct {
 	// has not been resolved. For an IP-literal Host it must be set.
 	Addr     netip.Addr
 	Protocol Protocol
+	// InTLS: Protocol was found inside TLS that egressd has terminated (rediss, mqtts,
+	// …). Traffic rules then ask for tls, as they do for https.
+	InTLS bool
+
+	// SSH is one thing that is asked for inside an SSH connection; Request is set with it.
+	SSH SSHRequest
 
 	// Request is set for a decision on one HTTP request; the fields below are
 	// only looked at then. Path is canonical (see CanonicalPath), RawQuery as sent.
@@ -89,9 +106,10 @@ type Decision struct {
 	// Report: enforcement is report and the walk would have denied; Action is
 	// then Pass or Inspect and no credential may be injected.
 	Report bool
-	// Credential is the request-layer rule (headers, Basic) that applies to this
+	// Credential is the request-layer rule (headers, Basic, …) that applies to this
 	// request, ClientCert the TLS-layer one; each the first that matches. Only
-	// set on request decisions with Action Inspect.
+	// set on request decisions with Action Inspect, and on decisions about a
+	// connection whose protocol has a login of its own.
 	Credential *CredentialRule
 	ClientCert *CredentialRule
 	// StripClientAuth: what the sandbox sent to authenticate itself must be removed
@@ -100,12 +118,74 @@ type Decision struct {
 	// that nothing leaves there under an account of the sandbox's own; a matched
 	// rule with keepClientAuth lifts it. Only set on request decisions.
 	StripClientAuth bool
+	// MCP are the rules that what is in the body must pass, all of them; nil: none.
+	MCP []*MCPRule
+	// Proxy is the way out that the sandbox must take; nil: straight.
+	Proxy *Proxy
 }
+
+// Same reports whether two decisions are one and the same.
+func (d *Decision) Same(o *Decision) bool {
+	return d.Action == o.Action && d.Reason == o.Reason && d.Rule == o.Rule && d.NeedAddr == o.NeedAddr && d.Report == o.Report &&
+		d.Credential == o.Credential && d.ClientCert == o.ClientCert && d.StripClientAuth == o.StripClientAuth &&
+		d.Proxy == o.Proxy && slices.Equal(d.MCP, o.MCP)
+}
+
+// SSHRequest is what a sandbox asks for inside SSH. The zero value asks for nothing.
+type SSHRequest struct {
+	Kind SSHKind
+	Text string // SSHExec: the command line; SSHSubsystem: its name
+}
+
+// SSHKind is the kind of an SSHRequest.
+type SSHKind uint8
+
+// What can be asked for; agent and X11 forwarding cannot be allowed at all.
+const (
+	SSHNothing SSHKind = iota
+	SSHShell
+	SSHExec
+	SSHSubsystem
+	SSHForwarding // direct-tcpip and its like
+)
+
+// MCPRule is a compiled protocol rule of protocol mcp. Immutable.
+type MCPRule struct {
+	Name            string // of the rule, for the operator
+	allowed, denied []string
+	limited         bool
+}
+
+// Allows says whether the tool may be listed and called.
+func (r *MCPRule) Allows(tool string) bool {
+	return !slices.Contains(r.denied, tool) && (!r.limited || slices.Contains(r.allowed, tool))
+}
+
+// Proxy is an egress.proxy, compiled. Immutable.
+type Proxy struct {
+	Type ProxyType
+	Host string // canonical, a name or an address
+	Port uint16
+	// Credential says with what to log in there (username_password); nil: nothing. It is
+	// no rule: only its Index, Team and Binding count.
+	Credential *CredentialRule
+}
+
+// ProxyType is what an egress.proxy speaks.
+type ProxyType string
+
+// The types of egress.proxy.
+const (
+	ProxySOCKS5 ProxyType = "socks5"
+	ProxyHTTP   ProxyType = "http"
+)
 
 // Sandbox is the unit that a policy applies to, compiled. Immutable.
 type Sandbox struct {
 	ID, Team string
 	Template string // "" when it has none
+	// LeaseUntil is when the identity ends: who it was is then unknown. Zero: never.
+	LeaseUntil time.Time
 
 	net *network
 	set *Set
@@ -124,11 +204,19 @@ type CredentialRule struct {
 	FailOpen       bool
 	KeepClientAuth bool
 	AllowCleartext bool
-	Domains        []string // patterns as compiled; empty matches every host
+	// Scrub: what was projected is looked for in the answer and taken out.
+	Scrub bool
+	// SandboxLogin is what the sandbox must send as its own login in a protocol that has
+	// one (redis, mqtt, socks5, postgres); nil: whatever it likes.
+	SandboxLogin *SandboxLogin
+	Domains      []string // patterns as compiled; empty matches every host
 	File           string
 	Line           int
 	rule           *credentialRule
 }
+
+// SandboxLogin are placeholders, no secrets; an empty Username is not compared.
+type SandboxLogin struct{ Username, Password string }
 
 // Binding names a source and how it is projected. Immutable.
 type Binding struct {
@@ -143,18 +231,55 @@ type Binding struct {
 // ProjectionType is how material enters the traffic.
 type ProjectionType string
 
-// The projections that compile today; the others of the schema are refused at load.
+// The projections.
 const (
-	HTTPHeaders          ProjectionType = "http_headers"
-	UsernamePassword     ProjectionType = "username_password"
-	TLSClientCertificate ProjectionType = "tls_client_certificate"
+	HTTPHeaders             ProjectionType = "http_headers"
+	PlaceholderSubstitution ProjectionType = "placeholder_substitution"
+	UsernamePassword        ProjectionType = "username_password"
+	TLSClientCertificate    ProjectionType = "tls_client_certificate"
+	AWSSigV4                ProjectionType = "aws_sigv4"
+	SSHProxy                ProjectionType = "ssh_proxy"
 )
 
-// Projection is the operator's choice of form and place. Headers is set for
-// HTTPHeaders only.
+// Projection is the operator's choice of form and place. Each field but Type belongs to
+// one type.
 type Projection struct {
-	Type    ProjectionType
-	Headers []HeaderTemplate
+	Type         ProjectionType
+	Headers      []HeaderTemplate // HTTPHeaders
+	Replacements []Replacement    // PlaceholderSubstitution
+	AWS          AWSBounds        // AWSSigV4
+	SSH          SSHLogin         // SSHProxy
+}
+
+// Replacement puts a value in the place of what the sandbox holds instead of it.
+type Replacement struct {
+	Placeholder   string // at least 8 bytes, unlike anything else in a request
+	ValueTemplate string
+	Locations     Location
+	Line          int
+}
+
+// Location is a set of places in a request.
+type Location uint8
+
+// The places where a placeholder is replaced.
+const (
+	InHeader Location = 1 << iota
+	InQuery
+	InPath
+	InBody
+)
+
+// AWSBounds narrow what is re-signed; "" is any.
+type AWSBounds struct{ Region, Service string }
+
+// SSHLogin says who may come in and how to go on: authorized_keys and known_hosts lines
+// that parse, and the user name upstream.
+type SSHLogin struct {
+	SandboxPublicKeys []string
+	UpstreamUsername  string
+	KnownHosts        []string
+	KnownHostsLine    int // where they stand in the file
 }
 
 // HeaderTemplate is one projected header: Name is a canonical, permitted field name,
@@ -196,6 +321,20 @@ func (p Protocol) String() string {
 		return "tls"
 	case SSH:
 		return "ssh"
+	case SOCKS5:
+		return "socks5"
+	case MQTT:
+		return "mqtt"
+	case Redis:
+		return "redis"
+	case Postgres:
+		return "postgres"
+	case AMQP:
+		return "amqp"
+	case DNS:
+		return "dns"
+	case MongoDB:
+		return "mongodb"
 	}
 	return "unknown"
 }

@@ -259,7 +259,7 @@ func (s *Server) decide(ctx context.Context, b *bound, f *policy.Flow) (policy.D
 			first = d
 		}
 		// Addresses that the policy treats otherwise than the first allowed one are left out.
-		if d.Action != policy.Deny && !d.NeedAddr && (len(addrs) == 0 || d == first) {
+		if d.Action != policy.Deny && !d.NeedAddr && (len(addrs) == 0 || d.Same(&first)) {
 			addrs = append(addrs, a)
 		}
 	}
