@@ -59,6 +59,7 @@ type protocolRule struct {
 	match   *httpMatch
 	methods methodPolicy
 	paths   pathPolicy
+	tools   methodPolicy
 }
 
 type methodPolicy struct {

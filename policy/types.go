@@ -118,8 +118,8 @@ type Decision struct {
 	// that nothing leaves there under an account of the sandbox's own; a matched
 	// rule with keepClientAuth lifts it. Only set on request decisions.
 	StripClientAuth bool
-	// MCP are the rules that what is in the body must pass, all of them; nil: none.
-	MCP []*MCPRule
+	// MCP are the rules that what is in the body must pass; nil: none.
+	MCP *MCPRules
 	// Proxy is the way out that the sandbox must take; nil: straight.
 	Proxy *Proxy
 }
@@ -128,7 +128,7 @@ type Decision struct {
 func (d *Decision) Same(o *Decision) bool {
 	return d.Action == o.Action && d.Reason == o.Reason && d.Rule == o.Rule && d.NeedAddr == o.NeedAddr && d.Report == o.Report &&
 		d.Credential == o.Credential && d.ClientCert == o.ClientCert && d.StripClientAuth == o.StripClientAuth &&
-		d.Proxy == o.Proxy && slices.Equal(d.MCP, o.MCP)
+		d.Proxy == o.Proxy && d.MCP.same(o.MCP)
 }
 
 // SSHRequest is what a sandbox asks for inside SSH. The zero value asks for nothing.
@@ -149,16 +149,24 @@ const (
 	SSHForwarding // direct-tcpip and its like
 )
 
-// MCPRule is a compiled protocol rule of protocol mcp. Immutable.
-type MCPRule struct {
-	Name            string // of the rule, for the operator
-	allowed, denied []string
-	limited         bool
+// MCPRules are the protocol rules of protocol mcp that apply to a request. Immutable.
+type MCPRules struct{ rules []*protocolRule }
+
+// Allows says whether the tool may be listed and called, and which rule says no.
+func (r *MCPRules) Allows(tool string) (ok bool, rule string) {
+	for _, p := range r.rules {
+		if m := &p.tools; slices.Contains(m.denied, tool) || m.limited && !slices.Contains(m.allowed, tool) {
+			return false, p.label
+		}
+	}
+	return true, ""
 }
 
-// Allows says whether the tool may be listed and called.
-func (r *MCPRule) Allows(tool string) bool {
-	return !slices.Contains(r.denied, tool) && (!r.limited || slices.Contains(r.allowed, tool))
+func (r *MCPRules) same(o *MCPRules) bool {
+	if r == nil || o == nil {
+		return r == o
+	}
+	return slices.Equal(r.rules, o.rules)
 }
 
 // Proxy is an egress.proxy, compiled. Immutable.
