@@ -106,7 +106,7 @@ func TestServerWithoutTLSGetsNothing(t *testing.T) {
 	}
 }
 
-func TestServerWithAnotherCertificateGetsNothing(t *testing.T) {
+func TestAttack_D08_server_with_another_certificate_gets_nothing(t *testing.T) {
 	real.start(t)
 	d := newDoor(t, real.tls.addr, "by_scram", real.tls.password, func(d *door) { d.trust = testbed.NewCA(t) })
 	_, err := pgx.ConnectConfig(t.Context(), d.config(t, "agent", "", true))
