@@ -125,6 +125,13 @@ func (k keys) draw(t *rapid.T, kind string) sample {
 	case static.UsernamePassword:
 		u, p := leaf(t, "username"), leaf(t, "password")
 		return sample{kind: kind, block: "staticUsernamePassword", fields: map[string]any{"username": u, "password": p}, leaves: []string{u, p}}
+	case static.AWSAccessKey:
+		id := rapid.StringMatching(`[A-Z0-9]{20}`).Draw(t, "access key id")
+		key, token := leaf(t, "secret access key"), leaf(t, "session token")
+		return sample{
+			kind: kind, block: "awsAccessKey", leaves: []string{id, key, token},
+			fields: map[string]any{static.AccessKeyID: id, static.SecretAccessKey: key, static.SessionToken: token},
+		}
 	case static.TLSClientCertificate:
 		return rapid.SampledFrom(k.certs).Draw(t, "cert")
 	}
@@ -181,7 +188,7 @@ func drive(r *rig, name string, a, b sample, tried []string) (refused []string) 
 
 // driveWrong sends the whole spec where it does not belong.
 func driveWrong(r *rig, name string, a sample) {
-	for _, kind := range []string{static.Headers, static.UsernamePassword, static.TLSClientCertificate, static.SSHPrivateKey, "aws_sts", "nope"} {
+	for _, kind := range []string{static.Headers, static.UsernamePassword, static.TLSClientCertificate, static.SSHPrivateKey, static.AWSAccessKey, "aws_sts", "nope"} {
 		body := a.body("wrong")
 		body["resolverKind"] = kind
 		if kind != a.kind {
@@ -230,7 +237,7 @@ func driveLeaf(r *rig, name string, a sample, l string) {
 	for _, body := range []map[string]any{
 		swap("name", l), swap("resolverKind", l), swap("spec", map[string]any{l: l}), swap("spec", map[string]any{a.block: map[string]any{l + " ": l}}),
 		swap("spec", map[string]any{"staticHeaders": map[string]any{"values": map[string]any{l + " ": l}}}), swap(l, l), swap("expiresAt", l),
-		swap("spec", map[string]any{a.block: map[string]any{"privateKeyPem": l, "certificatePem": l, "username": l + "\n", "password": l + "\x00", "passphrase": l}}),
+		swap("spec", map[string]any{a.block: map[string]any{"privateKeyPem": l, "certificatePem": l, "username": l + "\n", "password": l + "\x00", "passphrase": l, "accessKeyId": l + "/", "secretAccessKey": l + "\n", "sessionToken": l + "\r"}}),
 		swap("allowedDestinations", []string{l + " "}), swap("labels", map[string]string{l + " ": l}), swap("labels", map[string]any{"a": []string{l}}), swap("externalRefs", []any{l}),
 	} {
 		r.do("POST", at0, body)

@@ -105,7 +105,11 @@ func (r *Resolver) keep(key flightKey, out *outcome) {
 	if old == nil {
 		old = &cached{}
 	}
-	if was := old.version(key.version); was != nil && same(was.material, out.material) {
+	was := old.version(key.version)
+	if was == nil {
+		was = &outcome{}
+	}
+	if same(was.material, out.material) {
 		out.material = was.material
 	}
 	fresh := &cached{current: old.current, pinned: old.pinned}
@@ -118,7 +122,10 @@ func (r *Resolver) keep(key flightKey, out *outcome) {
 		}
 		fresh.pinned[key.version] = out
 	}
-	r.cache.Add(key.id, fresh)
+	evicted := r.cache.Add(key.id, fresh)
+	if evicted || was.material != out.material || len(fresh.pinned) < len(old.pinned) {
+		r.changed()
+	}
 }
 
 func same(a, b *Material) bool {

@@ -14,10 +14,12 @@ import (
 
 // Names of projections, as policy writes them in projection.type.
 const (
-	HTTPHeaders          = "http_headers"
-	UsernamePassword     = "username_password"
-	TLSClientCertificate = "tls_client_certificate"
-	SSHProxy             = "ssh_proxy"
+	HTTPHeaders             = "http_headers"
+	PlaceholderSubstitution = "placeholder_substitution"
+	UsernamePassword        = "username_password"
+	TLSClientCertificate    = "tls_client_certificate"
+	AWSSigV4                = "aws_sigv4"
+	SSHProxy                = "ssh_proxy"
 )
 
 // expiresSoon is how long before its end material is reported as expiring.
@@ -59,6 +61,9 @@ type Kind struct {
 	// the source's own keys and TemplateVars is empty.
 	TemplateVars []string
 	OpenVars     bool
+	// NotSecret are the Values that name somebody and let nobody in: write-only as all of
+	// a spec, and nothing to look for in the traffic.
+	NotSecret []string
 	// Decode reads the block and adds what is wrong with it to errs, with paths below
 	// the block; its result counts only when it added nothing.
 	Decode func(block json.RawMessage, errs FieldErrors) Parsed
@@ -129,7 +134,7 @@ func (k Kind) Parse(spec []byte) (*Material, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Material.Kind, p.Material.ExpiresAt = k.Name, p.NotAfter
+	p.Material.Kind, p.Material.ExpiresAt, p.Material.NotSecret = k.Name, p.NotAfter, k.NotSecret
 	return p.Material, nil
 }
 

@@ -19,7 +19,7 @@ func TestRegistry(t *testing.T) {
 	for _, k := range r.Kinds() {
 		names = append(names, k.Name)
 	}
-	if got := strings.Join(names, " "); got != "static_headers static_ssh_private_key static_tls_client_certificate static_username_password" {
+	if got := strings.Join(names, " "); got != "aws_access_key static_headers static_ssh_private_key static_tls_client_certificate static_username_password" {
 		t.Error(got)
 	}
 	if _, ok := r.Kind("static_header"); ok {

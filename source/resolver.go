@@ -62,6 +62,8 @@ type Resolver struct {
 	closed   bool
 	running  sync.WaitGroup // flights; added to only under mu and not closed
 
+	generation atomic.Uint64 // see Generation
+
 	applied atomic.Uint64 // the last revision that the watch loop has dealt with
 	woken   atomic.Pointer[chan struct{}]
 }

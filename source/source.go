@@ -64,10 +64,18 @@ type Material struct {
 	// ExpiresAt is when the material itself ends (a certificate); zero: never.
 	ExpiresAt time.Time
 
-	Values     map[string]secret.String // static_headers; also username, password of static_username_password
-	ClientCert *tls.Certificate         // static_tls_client_certificate
-	CAs        *x509.CertPool           // its caPem: narrows the trust in an upstream for this source, nil if none
-	SSH        ssh.Signer               // static_ssh_private_key
+	// Values of static_headers; username and password of static_username_password;
+	// accessKeyId, secretAccessKey and sessionToken of aws_access_key. NotSecret are the
+	// keys of those that are names, such as the user's.
+	Values    map[string]secret.String
+	NotSecret []string
+	// KeyText are pieces of a private key as it was written, by which a copy of it can be
+	// recognised; see Secrets.
+	KeyText []secret.String
+
+	ClientCert *tls.Certificate // static_tls_client_certificate
+	CAs        *x509.CertPool   // its caPem: narrows the trust in an upstream for this source, nil if none
+	SSH        ssh.Signer       // static_ssh_private_key
 }
 
 // Resolving is what injectors need of a Resolver.

@@ -73,6 +73,7 @@ func (r *Resolver) up(since store.Rev) {
 	r.mu.Lock()
 	r.epoch++
 	r.cache.Purge()
+	r.changed()
 	r.applied.Store(uint64(since))
 	r.live.Store(true)
 	r.mu.Unlock()
@@ -84,6 +85,7 @@ func (r *Resolver) down() {
 	r.live.Store(false)
 	r.epoch++
 	r.cache.Purge()
+	r.changed()
 	r.mu.Unlock()
 	r.wake()
 }
@@ -99,6 +101,7 @@ func (r *Resolver) apply(ev store.Event) {
 		team, name = "", ""
 		r.epoch++
 		r.cache.Purge()
+		r.changed()
 		r.floors.Purge()
 	}
 	r.mu.Unlock()
@@ -113,7 +116,9 @@ func (r *Resolver) apply(ev store.Event) {
 
 // forget drops a source and disowns the fetches of it that are under way. Under mu.
 func (r *Resolver) forget(key id, rev store.Rev) {
-	r.cache.Remove(key)
+	if r.cache.Remove(key) {
+		r.changed()
+	}
 	if floor, _ := r.floors.Get(key); rev > floor {
 		r.floors.Add(key, rev)
 	}

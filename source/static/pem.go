@@ -9,7 +9,9 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"strings"
 
+	"github.com/egressd/egressd/internal/secret"
 	"github.com/egressd/egressd/source"
 )
 
@@ -141,4 +143,38 @@ func parseKey(block *pem.Block) (crypto.Signer, string) {
 		return nil, "this type of key cannot sign"
 	}
 	return signer, ""
+}
+
+// minKeyLine is how long a line of PEM must be to tell one key from all others.
+const minKeyLine = 32
+
+// keyText is what a private key is recognised by in traffic: the lines of its base64, as
+// every way of quoting PEM leaves those whole (raw, JSON, one line without breaks). The
+// first line of several is left out: it is the same in many keys. Text of another width
+// is not recognised.
+func keyText(text string) []secret.String {
+	var out []secret.String
+	inside, first := false, true
+	var lines []string
+	for line := range strings.SplitSeq(text, "\n") {
+		line = strings.TrimSpace(line)
+		switch {
+		case strings.HasPrefix(line, "-----BEGIN "):
+			inside, first = strings.HasSuffix(line, "PRIVATE KEY-----"), true
+		case strings.HasPrefix(line, "-----"):
+			inside = false
+		case !inside || strings.Contains(line, ":") || len(line) < minKeyLine:
+		case first:
+			first = false
+			lines = append(lines, line)
+		default:
+			out = append(out, secret.New(line))
+		}
+	}
+	if len(out) == 0 { // a key of one line
+		for _, line := range lines {
+			out = append(out, secret.New(line))
+		}
+	}
+	return out
 }

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/egressd/egressd/internal/secret"
 	"github.com/egressd/egressd/source"
 )
 
@@ -47,7 +48,10 @@ func decodeSSH(block json.RawMessage, errs source.FieldErrors) source.Parsed {
 		errs.Add("privateKeyPem", "this type of key is not supported (RSA, ECDSA, Ed25519)")
 		return p
 	}
-	p.Material.SSH = signer
+	p.Material.SSH, p.Material.KeyText = signer, keyText(text)
+	if passphrase != "" {
+		p.Material.KeyText = append(p.Material.KeyText, secret.New(passphrase))
+	}
 	return p
 }
 

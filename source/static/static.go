@@ -1,5 +1,6 @@
 // Package static has the kinds of sources whose material is what was written: header
-// values, a user name and password, a TLS client certificate, an SSH private key.
+// values, a user name and password, a TLS client certificate, an SSH private key, an AWS
+// access key.
 package static
 
 import (
@@ -16,6 +17,7 @@ const (
 	UsernamePassword     = "static_username_password"
 	TLSClientCertificate = "static_tls_client_certificate"
 	SSHPrivateKey        = "static_ssh_private_key"
+	AWSAccessKey         = "aws_access_key"
 )
 
 // Kinds are all of this package.
@@ -25,7 +27,7 @@ func Kinds() []source.Kind {
 			Name: Headers, Block: "staticHeaders",
 			About:       "named values that header templates refer to",
 			Inputs:      []source.Input{{Name: "values", About: "key → value; a template says {{ .key }}", Map: true, Required: true, Secret: true}},
-			Projections: []string{source.HTTPHeaders},
+			Projections: []string{source.HTTPHeaders, source.PlaceholderSubstitution},
 			OpenVars:    true,
 			Decode:      decodeHeaders,
 		},
@@ -36,8 +38,9 @@ func Kinds() []source.Kind {
 				{Name: "username", About: "user name, without a colon", Required: true},
 				{Name: "password", About: "password or token", Required: true, Secret: true},
 			},
-			Projections:  []string{source.UsernamePassword, source.HTTPHeaders},
+			Projections:  []string{source.UsernamePassword, source.HTTPHeaders, source.PlaceholderSubstitution},
 			TemplateVars: []string{"username", "password"},
+			NotSecret:    []string{"username"},
 			Decode:       decodeUsernamePassword,
 		},
 		{
@@ -60,6 +63,18 @@ func Kinds() []source.Kind {
 			},
 			Projections: []string{source.SSHProxy},
 			Decode:      decodeSSH,
+		},
+		{
+			Name: AWSAccessKey, Block: "awsAccessKey",
+			About: "an access key of AWS, or of a store that speaks S3, to sign requests with",
+			Inputs: []source.Input{
+				{Name: AccessKeyID, About: "access key id", Required: true},
+				{Name: SecretAccessKey, About: "secret access key", Required: true, Secret: true},
+				{Name: SessionToken, About: "only with a temporary key", Secret: true},
+			},
+			Projections: []string{source.AWSSigV4},
+			NotSecret:   []string{AccessKeyID},
+			Decode:      decodeAWS,
 		},
 	}
 }

@@ -172,6 +172,7 @@ func TestAttack_G01_messages_repeat_nothing(t *testing.T) {
 			map[string]any{"values": canary}, canary, []string{canary}, map[string]any{"values": []any{canary}},
 			map[string]any{"username": canary + ":x", "password": canary + "\r"},
 			map[string]any{"privateKeyPem": canary, "certificatePem": canary, "caPem": canary, "passphrase": canary},
+			map[string]any{"accessKeyId": canary + "/", "secretAccessKey": canary + "\n", "sessionToken": canary + "\x00"},
 			map[string]any{"privateKeyPem": "-----BEGIN PRIVATE KEY-----\n" + canary + "\n-----END PRIVATE KEY-----\n"},
 		} {
 			err := k.Check(spec(t, k, bad))
@@ -187,6 +188,7 @@ func TestAttack_G01_messages_repeat_nothing(t *testing.T) {
 // Whatever a kind takes, it takes again in canonical form, to the same bytes.
 func FuzzSpecs(f *testing.F) {
 	for _, s := range []string{
+		`{"awsAccessKey":{"accessKeyId":"k","secretAccessKey":"s","sessionToken":"t"}}`,
 		`{"staticHeaders":{"values":{"token":"x"}}}`, `{"staticUsernamePassword":{"username":"u","password":"p"}}`,
 		`{"staticSSHPrivateKey":{"privateKeyPem":"-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEA\n-----END OPENSSH PRIVATE KEY-----\n"}}`,
 		`{"staticTLSClientCertificate":{"certificatePem":"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n","privateKeyPem":"x"}}`,

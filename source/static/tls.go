@@ -29,6 +29,7 @@ func decodeTLS(block json.RawMessage, errs source.FieldErrors) source.Parsed {
 	}
 	if text := required("privateKeyPem", spec.Key, errs); given("privateKeyPem", text, errs) {
 		key = tlsKey("privateKeyPem", text, errs)
+		p.Material.KeyText = keyText(text)
 	}
 	if text := optional("caPem", spec.CA, errs); given("caPem", text, errs) {
 		p.Set = append(p.Set, "caPem")
