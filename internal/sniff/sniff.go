@@ -23,10 +23,24 @@ const (
 	// SSLv2-framed hello are Unknown.
 	TLS
 	SSH
+	// SOCKS5 is a greeting that offers at least one method (RFC 1928 section 3).
 	SOCKS5
+	// MQTT is a CONNECT packet of MQTT 3.1, 3.1.1 or 5.
+	MQTT
+	// Redis is a command as an array of bulk strings (RESP), or one of the two inline
+	// commands that no other protocol begins with: PING alone and HELLO 2 or 3.
+	Redis
+	// Postgres is a StartupMessage 3.0 or 3.2, SSLRequest, GSSENCRequest or CancelRequest.
+	Postgres
+	// AMQP is the protocol header of AMQP 0-8 to 1.0.
+	AMQP
+	// DNS is a query over TCP (RFC 1035 section 4.2.2).
+	DNS
+	// MongoDB is a first message OP_MSG or OP_QUERY of at most 1 MiB.
+	MongoDB
 )
 
-var names = [...]string{"unknown", "http", "http2-preface", "tls", "ssh", "socks5"}
+var names = [...]string{"unknown", "http", "http2-preface", "tls", "ssh", "socks5", "mqtt", "redis", "postgres", "amqp", "dns", "mongodb"}
 
 // String is a lower-case word, fit for a log or a metrics label.
 func (p Protocol) String() string {
@@ -52,21 +66,41 @@ const (
 // Detect says what prefix, the first bytes of a connection, begins. decided is false
 // while more bytes could change the answer; a caller that gets no more takes the answer
 // Unknown. It neither keeps nor copies prefix.
+//
+// Of two protocols that the same bytes could begin, the one that is looked into more
+// strictly later wins: TLS, SSH, HTTP, then the others (see others). What is one of the
+// first three is never anything else.
 func Detect(prefix []byte) (p Protocol, decided bool) {
 	if len(prefix) == 0 {
 		return Unknown, false
 	}
-	switch prefix[0] {
-	case recordHandshake:
-		if len(prefix) < 2 {
+	if p, decided = detectFirst(prefix); p != Unknown {
+		return p, true
+	}
+	if !decided {
+		return Unknown, len(prefix) >= MaxPrefix
+	}
+	for i := range others {
+		switch others[i].match(prefix) {
+		case yes:
+			return others[i].protocol, true
+		case maybe:
 			return Unknown, false
 		}
-		if prefix[1] != 3 {
-			return Unknown, true
+	}
+	return Unknown, true
+}
+
+// detectFirst knows TLS, SSH and HTTP; Unknown and decided is none of them.
+func detectFirst(prefix []byte) (p Protocol, decided bool) {
+	if prefix[0] == recordHandshake {
+		switch {
+		case len(prefix) < 2:
+			return Unknown, false
+		case prefix[1] == 3:
+			return TLS, true
 		}
-		return TLS, true
-	case 5:
-		return SOCKS5, true
+		return Unknown, true
 	}
 	if full, part := begins(prefix, sshBanner); full {
 		return SSH, true
@@ -78,8 +112,7 @@ func Detect(prefix []byte) (p Protocol, decided bool) {
 	} else if part {
 		return Unknown, false
 	}
-	p, decided = detectHTTP(prefix)
-	return p, decided || len(prefix) >= MaxPrefix
+	return detectHTTP(prefix)
 }
 
 // begins reports whether b starts with s, or is itself a proper beginning of s.

@@ -39,14 +39,14 @@ func TestDetect(t *testing.T) {
 		{"ssh cut", "SSH", Unknown, false},
 		{"a method that begins like SSH", "SEARCH / HTTP/1.1", HTTP, true},
 		{"A10 socks5", "\x05\x01\x00", SOCKS5, true},
-		{"socks4", "\x04\x01\x00\x50", Unknown, true},
+		{"socks4", "\x04\x01\x00\x50\x7f\x00\x00\x01\x00", Unknown, true},
 		{"tls", "\x16\x03\x01\x02\x00\x01", TLS, true},
 		{"tls, one byte", "\x16", Unknown, false},
-		{"handshake type, other version", "\x16\x02\x00", Unknown, true},
+		{"B20 handshake type, other version", "\x16\x02\x00\x10\x10", Unknown, true},
 		{"B20 SSLv2 hello", "\x80\x2e\x01\x03\x01", Unknown, true},
 		{"B20 alert first", "\x15\x03\x01\x00\x02\x02\x28", Unknown, true},
 		{"A10 application data first", "\x17\x03\x03\x00\x10", Unknown, true},
-		{"zeros", "\x00\x00\x00", Unknown, true},
+		{"zeros", "\x00\x00\x00\x00", Unknown, true},
 		{"utf-8", "éa", Unknown, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -70,7 +70,8 @@ func TestProtocolString(t *testing.T) {
 // FuzzDetect holds what callers rely on: an answer that was decided does not change when
 // more bytes come, and MaxPrefix bytes are always enough.
 func FuzzDetect(f *testing.F) {
-	for _, s := range []string{"GET / HTTP/1.1\r\n", "PRI * HTTP/2.0\r\n\r\n", "SSH-2.0-x", "\x16\x03\x01", "\x05\x01\x00", "\r\nBREW http://x"} {
+	for _, s := range []string{"GET / HTTP/1.1\r\n", "PRI * HTTP/2.0\r\n\r\n", "SSH-2.0-x", "\x16\x03\x01", "\x05\x01\x00", "\r\nBREW http://x",
+		mqttConnect, "*1\r\n$4\r\nPING\r\n", "HELLO 3\r\n", sslRequest, startup, "AMQP\x00\x00\x09\x01", dnsQuery, mongoHello, "\x80\x2e\x01\x00\x02"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -82,6 +83,9 @@ func FuzzDetect(f *testing.F) {
 			p, ok := Detect(b[:i])
 			if ok && (p != final || !decided) {
 				t.Fatalf("decided %v after %d bytes, then %v, %v", p, i, final, decided)
+			}
+			if first, _ := detectFirst(b[:max(i, 1)]); first != Unknown && ok && p != first {
+				t.Fatalf("%v became %v", first, p)
 			}
 			if !ok && p != Unknown {
 				t.Fatalf("undecided, but %v", p)
