@@ -30,9 +30,13 @@ type secretFlags struct {
 	username, passwordEnv, passwordFile   string
 	cert, key, ca                         string
 	sshKey, passphraseEnv, passphraseFile string
+	aws                                   awsFlags
 	spec                                  string
 	given                                 *pflag.FlagSet
 }
+
+// awsFlags are those of aws_access_key.
+type awsFlags struct{ id, secretEnv, secretFile, tokenEnv, tokenFile string }
 
 func (s *secretFlags) register(fs *pflag.FlagSet) {
 	s.given = fs
@@ -50,13 +54,36 @@ func (s *secretFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&s.sshKey, "ssh-key", "", "SSH private key (file)")
 	fs.StringVar(&s.passphraseEnv, "passphrase-env", "", "environment variable that holds the key's passphrase")
 	fs.StringVar(&s.passphraseFile, "passphrase-file", "", "file that holds the key's passphrase")
+	fs.StringVar(&s.aws.id, "access-key-id", "", "AWS access key id")
+	fs.StringVar(&s.aws.secretEnv, "secret-access-key-env", "", "environment variable that holds the AWS secret access key")
+	fs.StringVar(&s.aws.secretFile, "secret-access-key-file", "", "file that holds the AWS secret access key, - for stdin")
+	fs.StringVar(&s.aws.tokenEnv, "session-token-env", "", "environment variable that holds a temporary key's session token")
+	fs.StringVar(&s.aws.tokenFile, "session-token-file", "", "file that holds a temporary key's session token")
 	fs.StringVar(&s.spec, "spec", "", "the whole spec as JSON: @FILE, or - for stdin")
 }
 
 // any says whether one of the flags was given.
 func (s *secretFlags) any() bool {
-	return slices.ContainsFunc([]string{"token", "token-env", "token-file", "set", "username", "password-env", "password-file",
-		"cert", "key", "ca", "ssh-key", "passphrase-env", "passphrase-file", "spec", "kind"}, s.given.Changed)
+	if slices.ContainsFunc([]string{"set", "spec", "kind"}, s.given.Changed) {
+		return true
+	}
+	return slices.ContainsFunc(forms(), func(f form) bool { return slices.ContainsFunc(f.flags, s.given.Changed) })
+}
+
+// form is a kind and the flags that are for it alone.
+type form struct {
+	kind  string
+	flags []string
+}
+
+func forms() []form {
+	return []form{
+		{static.Headers, []string{"token", "token-env", "token-file"}},
+		{static.UsernamePassword, []string{"username", "password-env", "password-file"}},
+		{static.TLSClientCertificate, []string{"cert", "key", "ca"}},
+		{static.SSHPrivateKey, []string{"ssh-key", "passphrase-env", "passphrase-file"}},
+		{static.AWSAccessKey, []string{"access-key-id", "secret-access-key-env", "secret-access-key-file", "session-token-env", "session-token-file"}},
+	}
 }
 
 func kinds() (*source.Registry, error) { return source.NewRegistry(static.Kinds()...) }
@@ -111,20 +138,11 @@ func unknownKind(name string, reg *source.Registry) error {
 
 // kindOf infers the kind from the flags; they must agree with --kind and with known.
 func (s *secretFlags) kindOf(known string) (string, error) {
-	forms := []struct {
-		kind  string
-		flags []string
-	}{
-		{static.Headers, []string{"token", "token-env", "token-file"}},
-		{static.UsernamePassword, []string{"username", "password-env", "password-file"}},
-		{static.TLSClientCertificate, []string{"cert", "key", "ca"}},
-		{static.SSHPrivateKey, []string{"ssh-key", "passphrase-env", "passphrase-file"}},
-	}
 	want, because := s.kind, "--kind "+s.kind
 	if want == "" {
 		want, because = known, "the source is of kind "+known
 	}
-	for _, f := range forms {
+	for _, f := range forms() {
 		i := slices.IndexFunc(f.flags, s.given.Changed)
 		if i < 0 {
 			continue
@@ -152,8 +170,13 @@ func (s *secretFlags) collect(in *specInput) error {
 			return err
 		}
 	}
-	if s.given.Changed("username") {
-		if err := in.set("username", s.username, "--username"); err != nil {
+	for _, f := range []struct{ flag, field, value string }{
+		{"username", "username", s.username}, {"access-key-id", static.AccessKeyID, s.aws.id},
+	} {
+		if !s.given.Changed(f.flag) {
+			continue
+		}
+		if err := in.set(f.field, f.value, "--"+f.flag); err != nil {
 			return err
 		}
 	}
@@ -171,6 +194,10 @@ func (s *secretFlags) collect(in *specInput) error {
 		{"ssh-key", "privateKeyPem", s.sshKey, false, true},
 		{"passphrase-env", "passphrase", s.passphraseEnv, true, false},
 		{"passphrase-file", "passphrase", s.passphraseFile, false, false},
+		{"secret-access-key-env", static.SecretAccessKey, s.aws.secretEnv, true, false},
+		{"secret-access-key-file", static.SecretAccessKey, s.aws.secretFile, false, false},
+		{"session-token-env", static.SessionToken, s.aws.tokenEnv, true, false},
+		{"session-token-file", static.SessionToken, s.aws.tokenFile, false, false},
 	}
 	for _, f := range from {
 		if !s.given.Changed(f.flag) {
@@ -215,7 +242,7 @@ func (s *secretFlags) collectSets(in *specInput) error {
 			if value, err = in.app.secretFrom("--set "+field, file, false, in.multiline(field)); err != nil {
 				return err
 			}
-		} else {
+		} else if x, ok := in.input(field); !ok || x.Secret {
 			in.app.warn("--set %s=… shows the secret in the process list and the shell's history; use --set %s=@FILE or @-", field, field)
 		}
 		if err := in.set(field, value, "--set "+field); err != nil {
@@ -392,6 +419,10 @@ func flagFor(kind, field string) string {
 		return "--username"
 	case field == "password":
 		return "--password-env or --password-file"
+	case field == static.AccessKeyID:
+		return "--access-key-id"
+	case field == static.SecretAccessKey:
+		return "--secret-access-key-env or --secret-access-key-file"
 	}
 	return "--set " + field + "=@FILE"
 }
