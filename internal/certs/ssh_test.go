@@ -65,7 +65,7 @@ func TestSSHAuthority_files(t *testing.T) {
 	}
 	for name, tt := range map[string]struct {
 		harm func(t *testing.T, ca, host string)
-		want   string // "" when it works
+		want string // "" when it works
 	}{
 		"the host key alone is made anew": {func(t *testing.T, _, host string) { remove(t, host) }, ""},
 		"a CA that is gone":               {func(t *testing.T, ca, _ string) { remove(t, ca) }, "put the ca key back"},

@@ -1,0 +1,53 @@
+package sshbridge
+
+import (
+	"errors"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/egressd/egressd/policy"
+)
+
+// Limits of one connection.
+const (
+	MaxChannels = 10
+	// maxLogin is the longest that both logins may take together, whatever the session says.
+	maxLogin = 20 * time.Second
+	// flushTime is how long what one end has sent may still flow when that end is gone.
+	flushTime    = 5 * time.Second
+	defaultAlive = 30 * time.Second
+)
+
+// Options of Serve. HostSigners and Allow are required.
+type Options struct {
+	// HostSigners are egressd's host keys for a destination, the preferred one first.
+	HostSigners func(host string, port uint16) ([]ssh.Signer, error)
+	// Allow decides one thing that is asked for. It is called for every shell, exec,
+	// subsystem and direct-tcpip, never twice for one, from several goroutines.
+	Allow func(policy.SSHRequest) bool
+	// AcceptEnv are environment variables to pass on beside the usual ones; a * at the end
+	// matches any rest.
+	AcceptEnv []string
+	// MaxChannels is how many channels may be open at a time: 10 at most and by default.
+	MaxChannels int
+	// KeepAlive is how long an end may be silent before it is asked for a sign of life; 30 s
+	// if zero. Three times that without an answer end the connection.
+	KeepAlive time.Duration
+	// RekeyBytes is after how many bytes keys are exchanged anew; 0: as the cipher's RFC
+	// says.
+	RekeyBytes uint64
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.HostSigners == nil || o.Allow == nil {
+		return o, errors.New("ssh: no host keys or no policy")
+	}
+	if o.MaxChannels <= 0 || o.MaxChannels > MaxChannels {
+		o.MaxChannels = MaxChannels
+	}
+	if o.KeepAlive <= 0 {
+		o.KeepAlive = defaultAlive
+	}
+	return o, nil
+}
