@@ -28,16 +28,25 @@ const (
 	resolvConfTTL = 5 * time.Second
 )
 
-// ask puts one question to the servers in turn until one answers it. An answer without
-// addresses is ErrNoSuchHost.
+// ask asks for addresses. An answer without any is ErrNoSuchHost.
 func (g *Guard) ask(ctx context.Context, name string, typ uint16) answer {
-	servers, err := g.servers.list()
+	r, q, err := g.query(ctx, name, typ)
 	if err != nil {
 		return answer{err: err}
 	}
+	return read(r, q)
+}
+
+// query puts one question to the servers in turn until one answers it: with records, or
+// with that there are none.
+func (g *Guard) query(ctx context.Context, name string, typ uint16) (*dns.Msg, dns.Question, error) {
 	q := new(dns.Msg)
 	q.SetQuestion(name+".", typ) // rooted: no search domain is ever tried
 	q.SetEdns0(udpSize, false)
+	servers, err := g.servers.list()
+	if err != nil {
+		return nil, q.Question[0], err
+	}
 	err = errors.New("no server was asked")
 	for i := range maxTries {
 		if ctx.Err() != nil {
@@ -49,11 +58,11 @@ func (g *Guard) ask(ctx context.Context, name string, typ uint16) answer {
 		}
 		switch r.Rcode {
 		case dns.RcodeSuccess, dns.RcodeNameError:
-			return read(r, q.Question[0])
+			return r, q.Question[0], nil
 		}
 		err = fmt.Errorf("server answered %s", dns.RcodeToString[r.Rcode])
 	}
-	return answer{err: fmt.Errorf("%w: %w", ErrLookup, err)}
+	return nil, q.Question[0], fmt.Errorf("%w: %w", ErrLookup, err)
 }
 
 // exchange asks over UDP, from a port and with an id of the question's own, and again

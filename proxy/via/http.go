@@ -87,6 +87,9 @@ func readHead(r io.Reader) (string, error) {
 			}
 		}
 		if err != nil {
+			if err == io.EOF && len(head) > 0 {
+				err = io.ErrUnexpectedEOF
+			}
 			return "", fmt.Errorf("reading the proxy's answer: %w", err)
 		}
 	}

@@ -90,7 +90,7 @@ func readBound(r io.Reader, head [4]byte) error {
 		return fmt.Errorf("%w: reply %d", ErrProtocol, rep)
 	}
 	var buf [255 + 2]byte
-	n := 0
+	var n int
 	switch head[3] {
 	case atypIPv4:
 		n = 4
