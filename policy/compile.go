@@ -45,6 +45,9 @@ type network struct {
 	creds     []*CredentialRule // enabled ones
 	credIndex *index
 
+	placeholders []Placeholder
+	proxy        *Proxy
+
 	decl *networkDecl
 }
 
@@ -132,7 +135,7 @@ func (c *compiler) addSandboxes(decls []*sandboxDecl) {
 			continue
 		}
 		c.set.decls[s.id] = s
-		sandbox := &Sandbox{ID: s.id, Team: s.team, Template: s.template, set: c.set}
+		sandbox := &Sandbox{ID: s.id, Team: s.team, Template: s.template, LeaseUntil: s.lease, set: c.set}
 		sandbox.net = c.networkOf(s)
 		c.set.byID[s.id] = sandbox
 		c.set.sandboxes = append(c.set.sandboxes, sandbox)
@@ -179,6 +182,10 @@ func (c *compiler) addUnusedTemplates(decls []*templateDecl) {
 			continue
 		}
 		bindings := bindingsByRef(t.network)
+		c.checkPlaceholders(t.network)
+		if p := t.network.proxy; p != nil && p.ref != "" && bindings[p.ref] == nil {
+			c.warn(p.refAt, "there is no credential binding %s", show(p.ref))
+		}
 		for _, r := range t.network.credential {
 			b, ok := bindings[r.ref]
 			switch {

@@ -22,6 +22,9 @@ func (c *compiler) compileNetwork(decl *networkDecl, o owner) *network {
 		}
 	}
 	n.credIndex = newIndex(rulesOf(n.creds, func(r *CredentialRule) *rule { return &r.rule.rule }), nil)
+	n.placeholders = placeholdersOf(n.creds)
+	n.proxy = c.proxy(decl.proxy, bindings, o)
+	c.checkPlaceholders(decl)
 	c.warnOverlaps(n)
 	return n
 }
@@ -58,6 +61,7 @@ func (c *compiler) credential(r *credentialRule, bindings map[string]*bindingDec
 	cr := &CredentialRule{
 		Index: len(c.set.creds), Name: r.label, Sandbox: o.sandbox, Template: o.template, Team: o.team,
 		Binding: &b.Binding, FailOpen: r.failOpen, KeepClientAuth: r.keepClientAuth, AllowCleartext: r.allowCleartext,
+		Scrub: r.scrub, SandboxLogin: r.sandboxLogin, serves: r.servesWith(b.Projection.Type),
 		File: r.at.file, Line: r.at.line, rule: r,
 	}
 	for _, p := range r.domains {
@@ -67,32 +71,29 @@ func (c *compiler) credential(r *credentialRule, bindings map[string]*bindingDec
 	return cr
 }
 
-// checkProjection refuses pairs of rule and projection that could never act.
-func (c *compiler) checkProjection(r *credentialRule, b *bindingDecl) {
-	cert := b.Projection.Type == TLSClientCertificate
+// proxy compiles the way out. Its credential is no rule and stands in no index of rules,
+// but it has a number among them, so that an injector is made for it.
+func (c *compiler) proxy(decl *proxyDecl, bindings map[string]*bindingDecl, o owner) *Proxy {
+	if decl == nil {
+		return nil
+	}
+	p := &Proxy{Type: decl.typ, Host: decl.host, Port: decl.port}
+	if decl.ref == "" {
+		return p
+	}
+	b, ok := bindings[decl.ref]
 	switch {
-	case b.Projection.Type == "":
-	case cert && r.protocol == onlyHTTP:
-		c.fail(r.at, "protocol http with a client certificate: cleartext has no place for it")
-	case cert && r.allowCleartext:
-		c.fail(r.at, "allowCleartext with a client certificate: cleartext has no place for it")
-	case !cert && r.protocol == onlyTLS:
-		c.fail(r.at, "protocol tls with the projection %s: only a client certificate lives in TLS itself; use https", b.Projection.Type)
+	case !ok:
+		c.fail(decl.refAt, "there is no credential binding %s", show(decl.ref))
+		return p
+	case b.Projection.Type != UsernamePassword && b.Projection.Type != "":
+		c.fail(decl.refAt, "the projection %s does not log in to a proxy: it needs username_password", b.Projection.Type)
+		return p
 	}
-}
-
-// layer is where in a connection a credential goes; one rule each can apply.
-type layer uint8
-
-const (
-	requestLayer layer = iota
-	tlsLayer
-	layers
-)
-
-func (r *CredentialRule) layer() layer {
-	if r.Binding.Projection.Type == TLSClientCertificate {
-		return tlsLayer
+	p.Credential = &CredentialRule{
+		Index: len(c.set.creds), Name: "egress.proxy", Sandbox: o.sandbox, Template: o.template, Team: o.team,
+		Binding: &b.Binding, File: decl.at.file, Line: decl.at.line, rule: &credentialRule{},
 	}
-	return requestLayer
+	c.set.creds = append(c.set.creds, p.Credential)
+	return p
 }

@@ -34,8 +34,11 @@ func (s *Set) walk(f *Flow, tr *tracer) Decision {
 	if d.Action != Deny && f.Request {
 		d = w.request(d)
 	}
-	if d.Action == Deny && !d.NeedAddr && w.net.report {
+	if d.Action == Deny && !d.NeedAddr && w.net.report && !w.insideSSH() {
 		d = w.reported(d)
+	}
+	if d.Action != Deny {
+		d.Proxy = w.net.proxy
 	}
 	return tr.decided(d)
 }
@@ -53,11 +56,16 @@ func (s *Set) current(sb *Sandbox) *Sandbox {
 
 // walk is the state of one decision. It lives on the stack.
 type walk struct {
-	net  *network
-	flow *Flow
-	t    target
-	tr   *tracer
+	net   *network
+	flow  *Flow
+	t     target
+	tr    *tracer
+	named bool // the traffic rule that allows has the flow's own protocol in its appProtocols
 }
+
+// insideSSH: such a request runs on a connection that has logged in with the
+// credential, so that a refusal holds where enforcement is report as well.
+func (w *walk) insideSSH() bool { return w.flow.Request && w.t.protocol == SSH }
 
 // search begins a pass over one index.
 func (w *walk) search(x *index, c *candidates) {
@@ -75,35 +83,49 @@ func (w *walk) connection() Decision {
 		return d
 	}
 	if w.flow.Request {
-		if w.t.protocol != HTTP && w.t.protocol != TLS {
-			return Decision{Reason: ReasonUnknownProtocol, Rule: d.Rule}
-		}
-		d.Action = Inspect
-		return d
+		return w.requestFlow(d)
 	}
 	switch w.t.protocol {
 	case Undetermined, HTTP:
 		d.Action = Inspect
 		return d
-	case TLS, SSH, Unknown:
-	default:
+	case TLS:
+		return w.hello(d)
+	case SSH, SOCKS5, MQTT, Redis, Postgres, AMQP, DNS, MongoDB, Unknown:
+		return w.carried(d)
+	}
+	return Decision{Reason: ReasonUnknownProtocol, Rule: d.Rule}
+}
+
+// requestFlow says what a request may be one of.
+func (w *walk) requestFlow(d Decision) Decision {
+	switch {
+	case w.t.protocol == HTTP, w.t.protocol == TLS:
+		d.Action = Inspect
+		return d
+	case w.t.protocol != SSH || w.flow.SSH.Kind == SSHNothing:
 		return Decision{Reason: ReasonUnknownProtocol, Rule: d.Rule}
 	}
-	covered, by := w.covered()
-	switch {
-	case covered == fitMaybe:
+	if d = w.carried(d); d.Action == Pass {
+		w.tr.note("inspect", true, "no credential rule lets anything see into this connection any more")
+		return Decision{Reason: ReasonNeedsInspection, Rule: d.Rule}
+	}
+	return d
+}
+
+// hello decides a connection that begins with a ClientHello.
+func (w *walk) hello(d Decision) Decision {
+	switch covered, by := w.covered(); covered {
+	case fitMaybe:
 		w.tr.note("inspect", false, "the address decides whether a credential rule covers this")
 		return Decision{NeedAddr: true}
-	case covered == fitNo:
-		d.Action = Pass
-		return d
-	case w.t.protocol == TLS:
+	case fitYes:
 		w.tr.rule("inspect", by, true, "must see inside")
 		d.Action = Inspect
 		return d
 	}
-	w.tr.rule("inspect", by, true, "must see inside, which this protocol does not let it")
-	return Decision{Reason: ReasonNeedsInspection, Rule: by.label}
+	d.Action = Pass
+	return d
 }
 
 // traffic finds the first traffic rule that holds, or else goes by the mode. Action
@@ -139,6 +161,7 @@ func (w *walk) traffic() Decision {
 			return Decision{NeedAddr: true}
 		default:
 			w.tr.rule("traffic", &r.rule, true, "allow")
+			w.named = r.protocols.has(w.t.protocol)
 			return Decision{Action: Pass, Reason: ReasonTrafficRule, Rule: r.label}
 		}
 	}
@@ -150,8 +173,8 @@ type missed struct{ protocol, special bool }
 // applies judges what a rule says apart from its destination.
 func (w *walk) applies(r *trafficRule, cand candidate, held *missed) bool {
 	definite := cand.fit == fitYes
-	if r.protocols != 0 && !r.protocols.has(w.t.protocol) {
-		if w.t.protocol != Undetermined {
+	if r.protocols != 0 && !r.protocols.has(w.t.carrier) {
+		if w.t.carrier != Undetermined {
 			w.tr.miss(&r.rule, "protocol is not in appProtocols")
 			held.protocol = held.protocol || r.allow && definite
 			return false
@@ -169,7 +192,7 @@ func (w *walk) applies(r *trafficRule, cand candidate, held *missed) bool {
 		held.special = true
 		return false
 	}
-	if w.t.protocol == Unknown && r.cidrs.empty() && len(r.ports) == 0 {
+	if w.t.carrier == Unknown && r.cidrs.empty() && len(r.ports) == 0 {
 		w.tr.miss(&r.rule, "allows known protocols only: it has neither ports nor cidrs")
 		held.protocol = held.protocol || definite
 		return false
@@ -238,7 +261,7 @@ func (w *walk) reported(d Decision) Decision {
 // request paths. Odd paths are refused then, and the canonical form is sent.
 func (s *Set) LooksAtPaths(f *Flow) bool {
 	return s.looks(f,
-		func(r *protocolRule) bool { return r.paths.any() || r.match.looksAtPaths() },
+		func(r *protocolRule) bool { return r.paths.any() || r.match.looksAtPaths() || r.kind == ruleGit },
 		func(r *CredentialRule) bool { return r.rule.match.looksAtPaths() })
 }
 
@@ -246,7 +269,7 @@ func (s *Set) LooksAtPaths(f *Flow) bool {
 // at methods. Headers that override the method are removed then.
 func (s *Set) LooksAtMethods(f *Flow) bool {
 	return s.looks(f,
-		func(r *protocolRule) bool { return r.methods.any() || r.match.looksAtMethods() },
+		func(r *protocolRule) bool { return r.methods.any() || r.match.looksAtMethods() || r.kind == ruleGit },
 		func(r *CredentialRule) bool { return r.rule.match.looksAtMethods() })
 }
 

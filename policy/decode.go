@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"gopkg.in/yaml.v3"
 )
@@ -88,7 +89,21 @@ func (d *decoder) identify(v value, s *sandboxDecl) {
 				}
 			})
 		},
+		"leaseUntil": func(v value) { s.lease = d.timestamp(v) },
 	})
+}
+
+// timestamp reads an RFC 3339 date and time, quoted or not.
+func (d *decoder) timestamp(v value) time.Time {
+	if v.n.Kind != yaml.ScalarNode || v.n.Tag != "!!str" && v.n.Tag != "!!timestamp" {
+		d.wrongType(v, "a date and time")
+		return time.Time{}
+	}
+	t, err := time.Parse(time.RFC3339, v.n.Value)
+	if err != nil {
+		d.fail(v, "want a date and time by RFC 3339, like 2026-11-21T06:30:00Z")
+	}
+	return t
 }
 
 // tokenSum reads "sha256:<64 hex digits>"; what stands there is never repeated.
@@ -150,18 +165,8 @@ func (d *decoder) egress(v value, n *networkDecl) {
 		"credentialRules": func(v value) {
 			d.list(v, func(v value) { n.credential = append(n.credential, d.credentialRule(v)) })
 		},
-		"proxy": d.proxy,
+		"proxy": func(v value) { n.proxy = d.proxy(v) },
 	})
-}
-
-// proxy reads the block of an upstream proxy, which nothing uses yet.
-func (d *decoder) proxy(v value) {
-	d.object(v, fields{
-		"type":          func(v value) { d.enum(v, "socks5", "http") },
-		"address":       func(v value) { d.str(v) },
-		"credentialRef": func(v value) { d.title(v) },
-	}, "type", "address")
-	d.notYet(v, "egress.proxy")
 }
 
 // rule begins a rule: its place and, until a name is read, its label.
@@ -179,7 +184,11 @@ func (d *decoder) ruleFields(r *rule) fields {
 			}
 		},
 		"domains": func(v value) { d.domains(v, r) },
-		"ports":   func(v value) { d.ports(v, r) },
+		"ports": func(v value) {
+			for _, v := range d.ports(v, r) {
+				d.fail(v, "egressd carries no UDP: only traffic rules that deny may say udp")
+			}
+		},
 	}
 }
 
@@ -198,24 +207,51 @@ func (d *decoder) trafficRule(v value) *trafficRule {
 			r.allow = s == "allow"
 		},
 		"cidrs":        func(v value) { d.cidrs(v, &r.rule) },
-		"appProtocols": func(v value) { d.list(v, func(v value) { d.appProtocol(v, r) }) },
+		"ports":        func(v value) { r.udp = append(r.udp, d.ports(v, &r.rule)...) },
+		"appProtocols": func(v value) { d.appProtocols(v, r) },
 	}), "action")
+	d.refuseUDP(r)
 	return r
 }
 
-func (d *decoder) appProtocol(v value, r *trafficRule) {
-	s := d.enum(v, "http", "tls", "ssh", "socks5", "mqtt", "redis", "amqp", "dns", "mongodb", "postgres", "udp")
-	switch s {
-	case "":
-	case "http":
-		r.protocols |= 1 << HTTP
-	case "tls":
-		r.protocols |= 1 << TLS
-	case "ssh":
-		r.protocols |= 1 << SSH
-	default:
-		d.notYet(v, "the appProtocol "+s)
+// appProtocols reads a list. UDP leaves by no way through egressd, so that a rule may
+// deny it, which holds already, but not allow it.
+func (d *decoder) appProtocols(v value, r *trafficRule) {
+	d.list(v, func(v value) {
+		s := d.enum(v, appProtocolNames()...)
+		p, ok := protocolNamed(s)
+		if s == "udp" {
+			p, ok, r.udp = udpOnly, true, append(r.udp, v)
+		}
+		if ok {
+			r.protocols |= 1 << p
+		}
+	})
+}
+
+// refuseUDP refuses what an allow rule says of UDP.
+func (d *decoder) refuseUDP(r *trafficRule) {
+	for _, v := range r.udp {
+		if r.allow {
+			d.fail(v, "egressd carries no UDP, so that nothing would be allowed: names are asked of its own resolver (listen.dns), and a deny rule may say udp")
+		}
 	}
+	r.udp = nil
+}
+
+// appProtocolNames are the words of appProtocols, in the order of the manual.
+func appProtocolNames() []string {
+	return []string{"http", "tls", "ssh", "socks5", "mqtt", "redis", "amqp", "dns", "mongodb", "postgres", "udp"}
+}
+
+// protocolNamed finds a protocol that can be recognised by its word.
+func protocolNamed(word string) (Protocol, bool) {
+	for p := HTTP; p <= MongoDB; p++ {
+		if p.String() == word {
+			return p, true
+		}
+	}
+	return 0, false
 }
 
 func (d *decoder) domains(v value, r *rule) {
@@ -265,25 +301,32 @@ func (d *decoder) prefix(v value) (netip.Prefix, bool) {
 	return p, true
 }
 
-func (d *decoder) ports(v value, r *rule) {
+// ports gives the places where udp stands: such a port matches nothing here.
+func (d *decoder) ports(v value, r *rule) (udp []value) {
 	d.list(v, func(v value) {
 		var lo, hi uint64
+		overUDP := false
 		d.object(v, fields{
 			"port":    func(v value) { lo = d.integer(v, 1, 65535) },
 			"endPort": func(v value) { hi = d.integer(v, 1, 65535) },
 			"protocol": func(v value) {
-				if s := d.enum(v, "tcp", "udp"); s == "udp" {
-					d.notYet(v, "the port protocol udp")
+				if overUDP = d.enum(v, "tcp", "udp") == "udp"; overUDP {
+					udp = append(udp, v)
 				}
 			},
 		}, "port")
-		if hi != 0 && hi < lo {
+		p := portRange{uint16(lo), uint16(max(lo, hi))}
+		switch {
+		case hi != 0 && hi < lo:
 			d.fail(v, "endPort %d is lower than port %d", hi, lo)
-		}
-		if lo != 0 {
-			r.ports = append(r.ports, portRange{uint16(lo), uint16(max(lo, hi))})
+		case lo == 0:
+		case overUDP:
+			r.ports, r.udpPorts = append(r.ports, portRange{lo: 1}), append(r.udpPorts, p)
+		default:
+			r.ports = append(r.ports, p)
 		}
 	})
+	return udp
 }
 
 // isList reports a field that is there as a list, if only an empty one.

@@ -55,48 +55,6 @@ func (d *decoder) duration(v value) time.Duration {
 	return t
 }
 
-func (d *decoder) projection(v value) Projection {
-	var p Projection
-	blocks := map[string]string{} // type by block
-	block := func(name, typ string, read func(value)) func(value) {
-		return func(v value) {
-			blocks[name] = typ
-			read(v)
-		}
-	}
-	empty := func(v value) { d.object(v, fields{}) }
-	d.object(v, fields{
-		"type": func(v value) { p.Type = d.projectionType(v) },
-		"httpHeaders": block("httpHeaders", "http_headers", func(v value) {
-			p.Headers = d.headerTemplates(v)
-		}),
-		"placeholderSubstitution": block("placeholderSubstitution", "placeholder_substitution", d.placeholders),
-		"usernamePassword":        block("usernamePassword", "username_password", empty),
-		"tlsClientCertificate":    block("tlsClientCertificate", "tls_client_certificate", empty),
-		"awsSigv4":                block("awsSigv4", "aws_sigv4", d.awsSigv4),
-		"sshProxy":                block("sshProxy", "ssh_proxy", d.sshProxy),
-	}, "type")
-	for name, typ := range blocks {
-		if p.Type != "" && typ != string(p.Type) {
-			d.fail(v, "the block %s does not belong to type %s", name, p.Type)
-		}
-	}
-	if _, ok := blocks["httpHeaders"]; p.Type == HTTPHeaders && !ok {
-		d.fail(v, "httpHeaders is missing")
-	}
-	return p
-}
-
-func (d *decoder) projectionType(v value) ProjectionType {
-	s := d.enum(v, "http_headers", "username_password", "tls_client_certificate",
-		"placeholder_substitution", "aws_sigv4", "ssh_proxy")
-	switch s {
-	case "placeholder_substitution", "aws_sigv4", "ssh_proxy":
-		d.notYet(v, "the projection "+s)
-	}
-	return ProjectionType(s)
-}
-
 func (d *decoder) headerTemplates(v value) []HeaderTemplate {
 	var out []HeaderTemplate
 	d.object(v, fields{
@@ -195,59 +153,3 @@ func (d *decoder) valueTemplate(v value) string {
 	}
 	return ""
 }
-
-// The blocks of projections that are refused above are still read strictly, so that
-// what loads later is known to be spelled right now.
-
-func (d *decoder) placeholders(v value) {
-	d.object(v, fields{
-		"replacements": func(v value) {
-			d.list(v, func(v value) {
-				d.object(v, fields{
-					"placeholder":   func(v value) { d.str(v) },
-					"valueTemplate": func(v value) { d.valueTemplate(v) },
-					"locations": func(v value) {
-						d.list(v, func(v value) { d.enum(v, "header", "query", "path", "body") })
-					},
-				}, "placeholder", "valueTemplate", "locations")
-			})
-		},
-	}, "replacements")
-}
-
-func (d *decoder) awsSigv4(v value) {
-	d.object(v, fields{
-		"region":  func(v value) { d.identifier(v) },
-		"service": func(v value) { d.identifier(v) },
-	})
-}
-
-func (d *decoder) sshProxy(v value) {
-	d.object(v, fields{
-		"sandboxPublicKeys": func(v value) { d.strs(v) },
-		"upstreamUsername":  func(v value) { d.str(v) },
-		"knownHosts":        func(v value) { d.strs(v) },
-	}, "sandboxPublicKeys", "upstreamUsername", "knownHosts")
-}
-
-// headerKeys names what the projection writes into a request; two rules that share
-// one of them cannot both apply.
-func (p Projection) headerKeys() []string {
-	switch p.Type {
-	case HTTPHeaders:
-		keys := make([]string, len(p.Headers))
-		for i, h := range p.Headers {
-			keys[i] = h.Name
-		}
-		return keys
-	case UsernamePassword:
-		return []string{"Authorization"}
-	case TLSClientCertificate:
-		return []string{clientCertKey}
-	}
-	return nil
-}
-
-// clientCertKey stands for the one client certificate of a connection; it is no
-// header name.
-const clientCertKey = "client certificate"

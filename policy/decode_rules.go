@@ -7,46 +7,6 @@ import (
 	"golang.org/x/net/http/httpguts"
 )
 
-func (d *decoder) protocolRule(v value) *protocolRule {
-	r := &protocolRule{rule: d.rule(v)}
-	protocol, blocks := "", []string{}
-	block := func(name string, read func(value)) func(value) {
-		return func(v value) {
-			blocks = append(blocks, name)
-			read(v)
-		}
-	}
-	d.object(v, d.ruleFields(&r.rule).with(fields{
-		"protocol": func(v value) {
-			if protocol = d.enum(v, "http", "mcp", "ssh", "git"); protocol != "" && protocol != "http" {
-				d.notYet(v, "the rule protocol "+protocol)
-			}
-		},
-		"tlsMode":   func(v value) { d.tlsMode(v) },
-		"httpMatch": func(v value) { r.match = d.httpMatch(v) },
-		"http":      block("http", func(v value) { d.httpPolicy(v, r) }),
-		"mcp":       block("mcp", d.mcpPolicy),
-		"ssh":       block("ssh", d.sshPolicy),
-		"git":       block("git", d.gitPolicy),
-	}), "protocol")
-	for _, b := range blocks {
-		if protocol != "" && b != protocol {
-			d.fail(v, "the block %s does not belong to protocol %s", b, protocol)
-		}
-	}
-	if protocol == "http" && len(blocks) == 0 {
-		d.fail(v, "http is missing: without it the rule limits nothing")
-	}
-	return r
-}
-
-// tlsMode: every rule that can be written today must see inside.
-func (d *decoder) tlsMode(v value) {
-	if s := d.enum(v, "terminate-reoriginate", "passthrough"); s == "passthrough" {
-		d.fail(v, "passthrough on a rule that must see inside the connection")
-	}
-}
-
 func (d *decoder) httpPolicy(v value, r *protocolRule) {
 	d.object(v, fields{
 		"methods": func(v value) {
@@ -80,33 +40,6 @@ func (d *decoder) limits(v value) bool {
 		d.warn(v, "an empty allowed list allows nothing; leave it out to allow everything")
 	}
 	return isList(v)
-}
-
-func (d *decoder) allowedDenied(v value) {
-	d.object(v, fields{
-		"allowed": func(v value) { d.strs(v) },
-		"denied":  func(v value) { d.strs(v) },
-	})
-}
-
-func (d *decoder) mcpPolicy(v value) {
-	d.object(v, fields{"tools": d.allowedDenied})
-}
-
-func (d *decoder) sshPolicy(v value) {
-	d.object(v, fields{
-		"commands":   d.allowedDenied,
-		"subsystems": d.allowedDenied,
-		"shell":      func(v value) { d.boolean(v) },
-		"forwarding": func(v value) { d.boolean(v) },
-	})
-}
-
-func (d *decoder) gitPolicy(v value) {
-	d.object(v, fields{
-		"repositories": d.allowedDenied,
-		"push":         func(v value) { d.boolean(v) },
-	})
 }
 
 func (d *decoder) httpMatch(v value) *httpMatch {
@@ -231,11 +164,8 @@ func (d *decoder) credentialRule(v value) *credentialRule {
 		"allowCleartext": func(v value) { r.allowCleartext = d.boolean(v) },
 		"keepClientAuth": func(v value) { r.keepClientAuth = d.boolean(v) },
 		"unsafeWildcard": func(v value) { unsafe = d.boolean(v) },
-		"scrub": func(v value) {
-			if d.boolean(v) {
-				d.notYet(v, "scrub: true")
-			}
-		},
+		"scrub":          func(v value) { r.scrub = d.boolean(v) },
+		"sandboxLogin":   func(v value) { r.sandboxLogin = d.sandboxLogin(v) },
 	}), "credentialRef")
 	if !unsafe {
 		d.refuseWide(v, r, domains)
@@ -245,14 +175,34 @@ func (d *decoder) credentialRule(v value) *credentialRule {
 }
 
 func (d *decoder) credentialProtocol(v value) credentialProtocol {
-	s := d.enum(v, "http", "https", "grpc", "tls", "ssh", "socks5", "mqtt", "redis", "postgres")
-	switch p := credentialProtocol(s); p {
-	case anyProtocol, onlyHTTP, onlyHTTPS, onlyGRPC, onlyTLS:
-		return p
-	}
-	d.notYet(v, "the credential rule protocol "+s)
-	return anyProtocol
+	return credentialProtocol(d.enum(v, "http", "https", "grpc", "tls", "ssh", "socks5", "mqtt", "redis", "postgres"))
 }
+
+// maxLoginField bounds a user name or password: SOCKS5 has one byte for its length.
+const maxLoginField = 255
+
+// sandboxLogin reads placeholders: they are compared, and never printed.
+func (d *decoder) sandboxLogin(v value) *SandboxLogin {
+	l := &SandboxLogin{}
+	field := func(to *string) func(value) {
+		return func(v value) {
+			s, ok := d.str(v)
+			switch {
+			case !ok:
+			case len(s) > maxLoginField:
+				d.fail(v, "longer than %d bytes", maxLoginField)
+			case strings.ContainsFunc(s, isControl):
+				d.fail(v, "holds a line break or another control character")
+			default:
+				*to = s
+			}
+		}
+	}
+	d.object(v, fields{"username": field(&l.Username), "password": field(&l.Password)}, "password")
+	return l
+}
+
+func isControl(r rune) bool { return r < 0x20 || r == 0x7f }
 
 // refuseWide refuses to let a credential go wherever someone can register a name.
 func (d *decoder) refuseWide(v value, r *credentialRule, domains []value) {
@@ -266,14 +216,25 @@ func (d *decoder) refuseWide(v value, r *credentialRule, domains []value) {
 	}
 }
 
-// checkCredentialRule looks at what only the fields together show.
+// checkCredentialRule looks at what only the fields together show; what the projection
+// has to do with it, see checkProjection.
 func (d *decoder) checkCredentialRule(v value, r *credentialRule) {
-	switch {
-	case r.protocol == onlyTLS && r.match != nil:
-		d.fail(v, "httpMatch on protocol tls, which looks at no request")
-	case r.allowCleartext && r.protocol != anyProtocol && r.protocol != onlyHTTP:
+	if r.match != nil && r.protocol != anyProtocol && !r.protocol.isHTTP() {
+		d.fail(v, "httpMatch on protocol %s, which looks at no request", r.protocol)
+	}
+	if r.allowCleartext && !r.protocol.maybeClear() {
 		d.fail(v, "allowCleartext on protocol %s, which is never cleartext", r.protocol)
-	case r.protocol == onlyHTTP && !r.allowCleartext:
+	}
+	if r.scrub && r.protocol != anyProtocol && !r.protocol.isHTTP() {
+		d.fail(v, "scrub on protocol %s: only answers to HTTP requests are looked through", r.protocol)
+	}
+	if r.failOpen && (r.protocol.isLogin() || r.protocol == onlySSH) {
+		d.fail(v, "fail-open on protocol %s: without the credential there is no way to log in", r.protocol)
+	}
+	if r.sandboxLogin != nil && r.protocol != anyProtocol && !r.protocol.isLogin() {
+		d.fail(v, "sandboxLogin on protocol %s: only socks5, mqtt, redis and postgres have such a login", r.protocol)
+	}
+	if r.protocol == onlyHTTP && !r.allowCleartext {
 		d.warn(v, "protocol http without allowCleartext: true never applies, and cleartext requests that match are refused")
 	}
 }

@@ -202,11 +202,6 @@ func (d *decoder) title(v value) string {
 
 func notPrintable(r rune) bool { return !strconv.IsPrint(r) }
 
-// notYet refuses what the schema has and this version does not do.
-func (d *decoder) notYet(v value, what string) {
-	d.fail(v, "%s is not supported yet", what)
-}
-
 // strs reads a list of non-empty strings.
 func (d *decoder) strs(v value) []string {
 	out := []string{}

@@ -109,5 +109,20 @@ func (d Decision) String() string {
 	if d.StripClientAuth {
 		b.WriteString(", the client's own credentials removed")
 	}
+	if d.MCP != nil {
+		b.WriteString(", tools limited by " + d.MCP.String())
+	}
+	if d.Proxy != nil {
+		b.WriteString(", by way of a " + string(d.Proxy.Type) + " proxy")
+	}
 	return b.String()
+}
+
+// String names the rules.
+func (r *MCPRules) String() string {
+	names := make([]string, len(r.rules))
+	for i, p := range r.rules {
+		names[i] = p.label
+	}
+	return strings.Join(names, ", ")
 }

@@ -35,12 +35,15 @@ func mergeNetworks(base, over *networkDecl) *networkDecl {
 	if over == nil {
 		return base
 	}
-	out := &networkDecl{at: over.at, mode: base.mode, enforce: base.enforce}
+	out := &networkDecl{at: over.at, mode: base.mode, enforce: base.enforce, proxy: base.proxy}
 	if over.mode != "" {
 		out.mode = over.mode
 	}
 	if over.enforce != "" {
 		out.enforce = over.enforce
+	}
+	if over.proxy != nil {
+		out.proxy = over.proxy
 	}
 	out.traffic = merge(base.traffic, over.traffic)
 	out.protocol = merge(base.protocol, over.protocol)
@@ -51,6 +54,6 @@ func mergeNetworks(base, over *networkDecl) *networkDecl {
 
 // changes reports whether a sandbox's network differs from its template's at all.
 func (n *networkDecl) changes() bool {
-	return n != nil && (n.mode != "" || n.enforce != "" ||
+	return n != nil && (n.mode != "" || n.enforce != "" || n.proxy != nil ||
 		len(n.traffic)+len(n.protocol)+len(n.credential)+len(n.bindings) > 0)
 }

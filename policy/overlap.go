@@ -97,36 +97,53 @@ func (o *overlaps) compare(r *CredentialRule) {
 
 func (o *overlaps) pair(first, second *CredentialRule) {
 	a, b := first.rule, second.rule
-	if first.layer() != second.layer() || !a.where.overlaps(&b.where) || !a.protocol.overlaps(b.protocol) || !a.match.overlaps(b.match) {
+	shared := first.serves & second.serves
+	if first.layer() != second.layer() || shared == 0 || !a.where.overlaps(&b.where) || !a.match.overlaps(b.match) {
 		return
 	}
-	for _, key := range first.Binding.Projection.headerKeys() {
-		for _, other := range second.Binding.Projection.headerKeys() {
-			if key == other {
-				o.c.warn(b.at, "the credential rules %s and %s project the same %s on overlapping traffic; the first wins",
-					quoteTitle(first.Name), quoteTitle(second.Name), keyNoun(key))
-				return
-			}
-		}
+	if noun := sameThing(first, second, shared); noun != "" {
+		o.c.warn(b.at, "the credential rules %s and %s project the same %s on overlapping traffic; the first wins",
+			quoteTitle(first.Name), quoteTitle(second.Name), noun)
+		return
 	}
 	o.c.warn(b.at, "the credential rules %s and %s overlap; only the first applies where both match",
 		quoteTitle(first.Name), quoteTitle(second.Name))
 }
 
-func keyNoun(key string) string {
-	if key == clientCertKey {
-		return key
+// sameThing names what both would write.
+func sameThing(first, second *CredentialRule, shared protocolSet) string {
+	if first.layer() == tlsLayer {
+		return "client certificate"
 	}
-	return "header " + key
+	if shared&httpRequests == 0 {
+		return "login"
+	}
+	for _, key := range first.Binding.Projection.headerKeys() {
+		for _, other := range second.Binding.Projection.headerKeys() {
+			if key == other {
+				return "header " + key
+			}
+		}
+	}
+	return ""
+}
+
+// headerKeys names the header fields that the projection writes into a request. What it
+// puts in the place of placeholders is not known here.
+func (p Projection) headerKeys() []string {
+	switch p.Type {
+	case HTTPHeaders:
+		keys := make([]string, len(p.Headers))
+		for i, h := range p.Headers {
+			keys[i] = h.Name
+		}
+		return keys
+	case UsernamePassword:
+		return []string{"Authorization"}
+	case AWSSigV4:
+		return []string{"Authorization", "X-Amz-Date", "X-Amz-Security-Token", "X-Amz-Content-Sha256"}
+	}
+	return nil
 }
 
 func quoteTitle(s string) string { return `"` + s + `"` }
-
-// overlaps: https and grpc share TLS requests, http takes cleartext alone, tls and
-// the empty protocol meet all that run over TLS.
-func (p credentialProtocol) overlaps(q credentialProtocol) bool {
-	if p == onlyHTTP || q == onlyHTTP {
-		return p == q || p == anyProtocol || q == anyProtocol
-	}
-	return true
-}

@@ -156,7 +156,7 @@ func checkFlows(t *testing.T, set *Set, flows string) {
 			}
 		}
 		steps, told := set.explain(f)
-		if told != d {
+		if !told.Same(&d) {
 			t.Errorf("%s: Explain walked to %s, Decide to %s", flow, sayDecision(told), sayDecision(d))
 		}
 		if last := steps[len(steps)-1]; last.Stage != "decision" || last.Detail != d.String() || last.Matched != (d.Action != Deny) {

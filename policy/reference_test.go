@@ -100,7 +100,25 @@ func refSpecial(host string) bool {
 	return len(labels) == 1 || slices.Contains([]string{"localhost", "local", "internal"}, labels[len(labels)-1])
 }
 
-// traffic gives every outcome that some address could bring: for each rule that
+// says how a traffic rule meets a flow, by what of it may be known.
+func (r refRule) says(f *Flow) int {
+	word := f.Protocol.String()
+	if f.InTLS {
+		word = "tls"
+	}
+	if len(r.protocols) > 0 && !slices.Contains(r.protocols, word) && (f.Protocol != Undetermined || !r.allow) {
+		return 0
+	}
+	if _, explicit := r.domain(f.Host); r.allow && refSpecial(f.Host) && !explicit {
+		return 0
+	}
+	if r.allow && word == "unknown" && len(r.ports) == 0 && len(r.cidrs) == 0 {
+		return 0
+	}
+	return r.fits(f)
+}
+
+// outcomes gives every outcome that some address could bring: for each rule that
 // might hold, the walk goes on both ways.
 func (p refPolicy) outcomes(i int, f *Flow) (allow, deny, unsure bool) {
 	if i == len(p.traffic) {
@@ -108,18 +126,7 @@ func (p refPolicy) outcomes(i int, f *Flow) (allow, deny, unsure bool) {
 		return a, !a, false
 	}
 	r := p.traffic[i]
-	fit := r.fits(f)
-	word := f.Protocol.String()
-	if len(r.protocols) > 0 && !slices.Contains(r.protocols, word) && (f.Protocol != Undetermined || !r.allow) {
-		fit = 0
-	}
-	if _, explicit := r.domain(f.Host); r.allow && refSpecial(f.Host) && !explicit {
-		fit = 0
-	}
-	if r.allow && f.Protocol == Unknown && len(r.ports) == 0 && len(r.cidrs) == 0 {
-		fit = 0
-	}
-	switch fit {
+	switch r.says(f) {
 	case 2:
 		return r.allow, !r.allow, false
 	case 1:
@@ -127,6 +134,16 @@ func (p refPolicy) outcomes(i int, f *Flow) (allow, deny, unsure bool) {
 		return a || r.allow, d || !r.allow, true
 	}
 	return p.outcomes(i+1, f)
+}
+
+// named: the rule that allows has the protocol in its list.
+func (p refPolicy) named(f *Flow) bool {
+	for _, r := range p.traffic {
+		if r.says(f) == 2 {
+			return slices.Contains(r.protocols, f.Protocol.String())
+		}
+	}
+	return false
 }
 
 func (p refPolicy) covered(f *Flow) int {
@@ -159,13 +176,13 @@ func (p refPolicy) decide(f *Flow) string {
 	if f.Protocol == HTTP || f.Protocol == Undetermined {
 		return "inspect"
 	}
-	switch p.covered(f) {
-	case 1:
-		return "needaddr"
-	case 0:
+	covered := p.covered(f)
+	switch {
+	case covered == 0, f.Protocol != TLS && p.named(f):
 		return "pass"
-	}
-	if f.Protocol == TLS {
+	case covered == 1:
+		return "needaddr"
+	case f.Protocol == TLS:
 		return "inspect"
 	}
 	return p.denied(f)
@@ -258,7 +275,7 @@ func TestDecideAgainstReference(t *testing.T) {
 			if got != want {
 				t.Fatalf("seed %d\n%s\nflow %+v\ngot  %s\nwant %s", seed, p.yaml(), *f, got, want)
 			}
-			if _, told := set.explain(f); told != d {
+			if _, told := set.explain(f); !told.Same(&d) {
 				t.Fatalf("seed %d\n%s\nflow %+v\nDecide  %+v\nExplain %+v", seed, p.yaml(), *f, d, told)
 			}
 			kind, _, _ := strings.Cut(got, " ")

@@ -8,33 +8,62 @@ import (
 // request refines an allowed connection for one request on it: every protocol rule
 // that applies must let it through, then each layer takes its first credential rule.
 func (w *walk) request(d Decision) Decision {
-	if denied := w.protocolRules(); denied != nil {
+	if w.t.protocol == SSH {
+		return w.ssh(d)
+	}
+	denied, mcp := w.protocolRules()
+	if denied != nil {
 		return Decision{Reason: ReasonProtocolRule, Rule: denied.label}
 	}
+	d.MCP = mcp
 	return w.credentials(d)
 }
 
-// protocolRules gives the first rule that refuses the request, or nil.
-func (w *walk) protocolRules() *rule {
+// protocolRules gives the first rule that refuses the request, or nil, and the rules
+// that its body must still pass.
+func (w *walk) protocolRules() (denied *rule, mcp *MCPRules) {
 	w.tr.enter("protocol")
 	var c candidates
 	w.search(w.net.protocolIndex, &c)
 	for {
 		cand, ok := c.pull(&w.t, w.tr)
 		if !ok {
-			return nil
+			return nil, mcp
 		}
 		r := w.net.protocol[cand.id]
 		if !r.match.ok(w.flow, broad) {
 			w.tr.miss(&r.rule, "httpMatch does not hold")
 			continue
 		}
-		if why := r.refuses(w.flow); why != "" {
-			w.tr.rule("protocol", &r.rule, true, why)
-			return &r.rule
+		why, about := "", true
+		switch r.kind {
+		case ruleHTTP:
+			why = r.refuses(w.flow)
+		case ruleGit:
+			why, about = r.git.refusesHTTP(w.flow)
+		case ruleMCP:
+			mcp = mcp.with(r)
+		default:
+			about = false
 		}
-		w.tr.rule("protocol", &r.rule, true, "lets the request through")
+		switch {
+		case why != "":
+			w.tr.rule("protocol", &r.rule, true, why)
+			return &r.rule, nil
+		case !about:
+			w.tr.miss(&r.rule, "is not about such a request")
+		default:
+			w.tr.rule("protocol", &r.rule, true, "lets the request through")
+		}
 	}
+}
+
+// with adds a rule. Only where several apply to one request does it allocate.
+func (r *MCPRules) with(p *protocolRule) *MCPRules {
+	if r == nil {
+		return p.alone
+	}
+	return &MCPRules{rules: append(slices.Clip(r.rules), p)}
 }
 
 // refuses says why the request may not pass, or "".
@@ -105,6 +134,9 @@ func (w *walk) pick(r *CredentialRule, f fit, p *picks) (needAddr bool) {
 		p.strip = true
 	}
 	switch {
+	case r.serves&httpRequests == 0:
+		w.tr.miss(&r.rule.rule, "is not about requests")
+		return false
 	case p.taken[l] != nil:
 		w.tr.miss(&r.rule.rule, "an earlier rule applies already")
 		return false

@@ -1,5 +1,7 @@
 package policy
 
+import "time"
+
 // apiVersion is the only version of the format.
 const apiVersion = "egressd/v1"
 
@@ -25,6 +27,7 @@ type sandboxDecl struct {
 	templateAt place
 	cidrs      []cidrDecl
 	tokens     []tokenDecl
+	lease      time.Time
 	network    *networkDecl
 }
 
@@ -36,6 +39,16 @@ type networkDecl struct {
 	protocol   []*protocolRule
 	credential []*credentialRule
 	bindings   []*bindingDecl
+	proxy      *proxyDecl
+}
+
+type proxyDecl struct {
+	at    place
+	typ   ProxyType
+	host  string
+	port  uint16
+	ref   string // "" when it asks for no login
+	refAt place
 }
 
 // rule is what the three kinds of rules have in common.
@@ -52,15 +65,30 @@ type trafficRule struct {
 	rule
 	allow     bool
 	protocols protocolSet // empty: any
+	udp       []value     // where it says udp; only while it is decoded
 }
 
 type protocolRule struct {
 	rule
+	kind    ruleKind
 	match   *httpMatch
-	methods methodPolicy
-	paths   pathPolicy
-	tools   methodPolicy
+	methods methodPolicy // ruleHTTP
+	paths   pathPolicy   // ruleHTTP
+	tools   methodPolicy // ruleMCP
+	alone   *MCPRules    // ruleMCP: this rule and no other
+	ssh     *sshPolicy   // ruleSSH
+	git     *gitPolicy   // ruleGit
 }
+
+// ruleKind is the protocol of a protocol rule.
+type ruleKind string
+
+const (
+	ruleHTTP ruleKind = "http"
+	ruleMCP  ruleKind = "mcp"
+	ruleSSH  ruleKind = "ssh"
+	ruleGit  ruleKind = "git"
+)
 
 type methodPolicy struct {
 	denied, allowed []string
@@ -83,6 +111,8 @@ type credentialRule struct {
 	failOpen       bool
 	allowCleartext bool
 	keepClientAuth bool
+	scrub          bool
+	sandboxLogin   *SandboxLogin
 }
 
 type bindingDecl struct {
@@ -97,13 +127,22 @@ type protocolSet uint16
 
 func (s protocolSet) has(p Protocol) bool { return s&(1<<p) != 0 }
 
+// udpOnly is a member of sets of application protocols that no flow has: what is
+// decided here runs over TCP.
+const udpOnly Protocol = 15
+
 // credentialProtocol is the protocol of a credential rule.
 type credentialProtocol string
 
 const (
-	anyProtocol credentialProtocol = ""
-	onlyHTTP    credentialProtocol = "http"
-	onlyHTTPS   credentialProtocol = "https"
-	onlyGRPC    credentialProtocol = "grpc"
-	onlyTLS     credentialProtocol = "tls"
+	anyProtocol  credentialProtocol = ""
+	onlyHTTP     credentialProtocol = "http"
+	onlyHTTPS    credentialProtocol = "https"
+	onlyGRPC     credentialProtocol = "grpc"
+	onlyTLS      credentialProtocol = "tls"
+	onlySSH      credentialProtocol = "ssh"
+	onlySOCKS5   credentialProtocol = "socks5"
+	onlyMQTT     credentialProtocol = "mqtt"
+	onlyRedis    credentialProtocol = "redis"
+	onlyPostgres credentialProtocol = "postgres"
 )

@@ -218,9 +218,10 @@ type CredentialRule struct {
 	// one (redis, mqtt, socks5, postgres); nil: whatever it likes.
 	SandboxLogin *SandboxLogin
 	Domains      []string // patterns as compiled; empty matches every host
-	File           string
-	Line           int
-	rule           *credentialRule
+	File         string
+	Line         int
+	rule         *credentialRule
+	serves       protocolSet // see credentialRule.servesWith
 }
 
 // SandboxLogin are placeholders, no secrets; an empty Username is not compared.

@@ -2,6 +2,8 @@ package policy
 
 import (
 	"fmt"
+	"net"
+	"time"
 )
 
 // View is the compiled policy as the API and "policy show" print it. It holds
@@ -19,7 +21,8 @@ type sandboxView struct {
 	File        string       `json:"file"`
 	Line        int          `json:"line"`
 	SourceCIDRs []string     `json:"sourceCIDRs"`
-	ProxyTokens int          `json:"proxyTokens"`       // how many
+	ProxyTokens int          `json:"proxyTokens"` // how many
+	LeaseUntil  *time.Time   `json:"leaseUntil,omitempty"`
 	Network     *networkView `json:"network,omitempty"` // merged; absent: the template's, unchanged
 }
 
@@ -33,6 +36,13 @@ type networkView struct {
 	Protocol    []ruleView    `json:"protocolRules"`
 	Credential  []ruleView    `json:"credentialRules"`
 	Bindings    []bindingView `json:"credentialBindings"`
+	Proxy       *proxyView    `json:"proxy,omitempty"`
+}
+
+type proxyView struct {
+	Type          string `json:"type"`
+	Address       string `json:"address"`
+	CredentialRef string `json:"credentialRef,omitempty"`
 }
 
 type ruleView struct {
@@ -44,6 +54,7 @@ type ruleView struct {
 	CredentialRef string   `json:"credentialRef,omitempty"`
 	Rollout       string   `json:"rollout,omitempty"`
 	FailurePolicy string   `json:"failurePolicy,omitempty"`
+	Scrub         bool     `json:"scrub,omitempty"`
 	Domains       []string `json:"domains,omitempty"`
 	CIDRs         []string `json:"cidrs,omitempty"`
 	Ports         []string `json:"ports,omitempty"`
@@ -56,8 +67,15 @@ type bindingView struct {
 	Version    uint64   `json:"sourceVersion,omitempty"`
 	Projection string   `json:"projection"`
 	Headers    []string `json:"headers,omitempty"`
-	File       string   `json:"file"`
-	Line       int      `json:"line"`
+	Region     string   `json:"region,omitempty"`
+	Service    string   `json:"service,omitempty"`
+	// How many: placeholders may look like what they stand for.
+	Placeholders     int    `json:"placeholders,omitempty"`
+	SandboxKeys      int    `json:"sandboxPublicKeys,omitempty"`
+	KnownHosts       int    `json:"knownHosts,omitempty"`
+	UpstreamUsername string `json:"upstreamUsername,omitempty"`
+	File             string `json:"file"`
+	Line             int    `json:"line"`
 }
 
 // View gives a copy that encodes to JSON.
@@ -74,6 +92,9 @@ func (s *Set) View() View {
 			SourceCIDRs: []string{}, ProxyTokens: len(decl.tokens)}
 		for _, c := range decl.cidrs {
 			sv.SourceCIDRs = append(sv.SourceCIDRs, c.prefix.String())
+		}
+		if !decl.lease.IsZero() {
+			sv.LeaseUntil = &decl.lease
 		}
 		if decl.network.changes() || decl.template == "" {
 			sv.Network = viewNetwork("", sb.net.decl.at, sb.net.decl)
@@ -97,18 +118,28 @@ func viewNetwork(name string, at place, n *networkDecl) *networkView {
 	}
 	for _, r := range n.protocol {
 		rv := r.rule.view()
-		rv.Protocol = "http"
+		rv.Protocol = string(r.kind)
 		v.Protocol = append(v.Protocol, rv)
 	}
 	for _, r := range n.credential {
 		v.Credential = append(v.Credential, r.view())
 	}
 	for _, b := range n.bindings {
-		bv := bindingView{Ref: b.Ref, SourceRef: b.SourceRef, Version: b.Version, Projection: string(b.Projection.Type), File: b.at.file, Line: b.at.line}
-		for _, h := range b.Projection.Headers {
-			bv.Headers = append(bv.Headers, h.Name)
-		}
-		v.Bindings = append(v.Bindings, bv)
+		v.Bindings = append(v.Bindings, b.view())
+	}
+	if p := n.proxy; p != nil {
+		v.Proxy = &proxyView{Type: string(p.typ), Address: net.JoinHostPort(p.host, fmt.Sprint(p.port)), CredentialRef: p.ref}
+	}
+	return v
+}
+
+func (b *bindingDecl) view() bindingView {
+	p := &b.Projection
+	v := bindingView{Ref: b.Ref, SourceRef: b.SourceRef, Version: b.Version, Projection: string(p.Type), File: b.at.file, Line: b.at.line,
+		Region: p.AWS.Region, Service: p.AWS.Service, Placeholders: len(p.Replacements),
+		SandboxKeys: len(p.SSH.SandboxPublicKeys), KnownHosts: len(p.SSH.KnownHosts), UpstreamUsername: p.SSH.UpstreamUsername}
+	for _, h := range p.Headers {
+		v.Headers = append(v.Headers, h.Name)
 	}
 	return v
 }
@@ -122,13 +153,22 @@ func (r *rule) view() ruleView {
 		v.CIDRs = append(v.CIDRs, p.String())
 	}
 	for _, p := range r.ports {
-		if p.lo == p.hi {
-			v.Ports = append(v.Ports, fmt.Sprint(p.lo))
-		} else {
-			v.Ports = append(v.Ports, fmt.Sprintf("%d-%d", p.lo, p.hi))
+		if p.lo <= p.hi {
+			v.Ports = append(v.Ports, p.String())
 		}
 	}
+	for _, p := range r.udpPorts {
+		v.Ports = append(v.Ports, p.String()+"/udp")
+	}
 	return v
+}
+
+// String gives "443" or "400-500".
+func (p portRange) String() string {
+	if p.lo == p.hi {
+		return fmt.Sprint(p.lo)
+	}
+	return fmt.Sprintf("%d-%d", p.lo, p.hi)
 }
 
 func (r *trafficRule) view() ruleView {
@@ -137,9 +177,13 @@ func (r *trafficRule) view() ruleView {
 	if r.allow {
 		v.Action = "allow"
 	}
-	for _, p := range []Protocol{HTTP, TLS, SSH} {
+	for _, word := range appProtocolNames() {
+		p, ok := protocolNamed(word)
+		if !ok {
+			p = udpOnly
+		}
 		if r.protocols.has(p) {
-			v.AppProtocols = append(v.AppProtocols, p.String())
+			v.AppProtocols = append(v.AppProtocols, word)
 		}
 	}
 	return v
@@ -148,6 +192,7 @@ func (r *trafficRule) view() ruleView {
 func (r *credentialRule) view() ruleView {
 	v := r.rule.view()
 	v.Protocol, v.CredentialRef, v.Rollout, v.FailurePolicy = string(r.protocol), r.ref, "enabled", "fail-closed"
+	v.Scrub = r.scrub
 	if r.disabled {
 		v.Rollout = "disabled"
 	}

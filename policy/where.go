@@ -15,10 +15,14 @@ type target struct {
 	addr     netip.Addr // unmapped, no zone; invalid when not resolved
 	port     uint16
 	protocol Protocol
+	carrier  Protocol // what traffic rules ask for: TLS, where protocol is inside it
 }
 
 func newTarget(f *Flow) target {
-	t := target{host: f.Host, port: f.Port, protocol: f.Protocol, name: !isAddress(f.Host)}
+	t := target{host: f.Host, port: f.Port, protocol: f.Protocol, carrier: f.Protocol, name: !isAddress(f.Host)}
+	if f.InTLS {
+		t.carrier = TLS
+	}
 	if !t.name {
 		// The host is the one identity: an Addr that says otherwise is not looked at.
 		t.addr, _ = netip.ParseAddr(f.Host)
@@ -56,6 +60,8 @@ type where struct {
 	domains []DomainPattern
 	cidrs   prefixSet
 	ports   []portRange
+	// udpPorts are for show: in ports an empty range stands for each.
+	udpPorts []portRange
 }
 
 type portRange struct{ lo, hi uint16 }
