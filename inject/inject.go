@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/egressd/egressd/internal/secret"
 	"github.com/egressd/egressd/source"
 )
 
@@ -79,13 +80,14 @@ type Projection struct {
 	// Login is what username_password logs in with where the protocol has a login of its
 	// own; nil for other projections.
 	Login *Login
-	// SSH is the login of ssh_proxy, Placeholders that of placeholder_substitution, AWS that of
-	// aws_sigv4; nil for other projections.
+	// SSH is the login of ssh_proxy, Placeholders what placeholder_substitution replaces, AWS
+	// the keys of aws_sigv4; nil for other projections.
 	SSH          *SSHLogin
 	Placeholders *Placeholders
 	AWS          *AWSKeys
 
-	values [][]string // of Headers, ready for http.Header; never written to
+	values  [][]string      // of Headers, ready for http.Header; never written to
+	secrets []secret.String // see Secrets
 }
 
 // String names the projection and shows nothing of it.
@@ -121,10 +123,15 @@ func newProjection(m *source.Material, headers []Header) *Projection {
 // StripClientAuth; with keepClientAuth only what the projection sets itself), however
 // it was spelt, then sets each projected header exactly once. It is the last thing done to
 // h before it is sent. Where two projections apply to one request, that of the client
-// certificate goes first: each removes what was there before it.
+// certificate goes first: each removes what was there before it. Placeholders are not
+// replaced by it but by Placeholders.Header afterwards: what they stand in stays.
 //
 // The values set are shared slices: replace them in h, do not write into them.
 func (p *Projection) Apply(h http.Header, keepClientAuth bool) {
+	if p.Placeholders != nil && !keepClientAuth {
+		p.Placeholders.StripClientAuth(h)
+		keepClientAuth = true
+	}
 	for key := range h {
 		if p.sets(key) || !keepClientAuth && isAuthName(key) {
 			delete(h, key)

@@ -85,6 +85,11 @@ func endsAsAuth(folded []byte) bool {
 // authenticates itself, and leaves every other byte as it is. Parameters end at "&" and, since
 // some servers see it so, at ";".
 func StripQueryAuth(rawQuery string) string {
+	return stripQueryAuth(rawQuery, func(string) bool { return false })
+}
+
+// stripQueryAuth leaves parameters that are the operator's own.
+func stripQueryAuth(rawQuery string, own func(pair string) bool) string {
 	sas := hasSAS(rawQuery)
 	var out strings.Builder
 	cut := false
@@ -95,7 +100,7 @@ func StripQueryAuth(rawQuery string) string {
 			pair, sep = rest[:n], rest[n:n+1]
 		}
 		rest = rest[len(pair)+len(sep):]
-		if isAuthParam(pair, sas) {
+		if isAuthParam(pair, sas) && !own(pair) {
 			if !cut {
 				cut = true
 				out.WriteString(rawQuery[:len(rawQuery)-len(rest)-len(pair)-len(sep)])

@@ -2,11 +2,8 @@ package inject
 
 import (
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
-
-	"golang.org/x/net/http/httpguts"
 
 	"github.com/egressd/egressd/policy"
 	"github.com/egressd/egressd/source"
@@ -86,83 +83,6 @@ func (t *Table) Format(f fmt.State, _ rune) {
 	_, _ = fmt.Fprintf(f, "table of %d injectors", len(t.byIndex))
 }
 
-func compileBinding(team string, b *policy.Binding, kindOf KindOf) (*plan, policy.Problems) {
-	p := &plan{kind: b.Projection.Type, binding: b, team: team}
-	var problems policy.Problems
-	blame := func(line int, format string, args ...any) {
-		if line == 0 {
-			line = b.Line
-		}
-		problems = append(problems, policy.Problem{File: b.File, Line: line,
-			Message: fmt.Sprintf("binding %s: ", b.Ref) + fmt.Sprintf(format, args...)})
-	}
-	vars, open := []string(nil), true
-	if kind, ok := kindOf(team, b.SourceRef); ok {
-		var suits bool
-		if vars, open, suits = offers(kind, b.Projection.Type); !suits {
-			blame(0, "projection %s does not suit source %s, which is %s", b.Projection.Type, b.SourceRef, kind)
-			open = true
-		}
-	}
-	if p.kind == policy.HTTPHeaders && len(b.Projection.Headers) == 0 {
-		blame(0, "projection has no headers")
-	}
-	for _, h := range b.Projection.Headers {
-		if err := checkName(h.Name, p.headers); err != nil {
-			blame(h.Line, "%v", err)
-		}
-		value, err := parseTemplate(h.ValueTemplate)
-		if err != nil {
-			blame(h.Line, "header %s: %v", h.Name, err)
-			continue
-		}
-		for _, name := range value.vars {
-			if !open && !slices.Contains(vars, name) {
-				blame(h.Line, "header %s: the source has no field %s: it has %s", h.Name, name, strings.Join(vars, ", "))
-			}
-		}
-		p.headers = append(p.headers, headerPlan{http.CanonicalHeaderKey(h.Name), value})
-	}
-	return p, problems
-}
-
-// offers: which projections a kind of source suits, and which fields templates find in
-// it (open: the source's own keys).
-func offers(kind string, projection policy.ProjectionType) (vars []string, open, suits bool) {
-	switch kind {
-	case "static_headers":
-		return nil, true, projection == policy.HTTPHeaders
-	case "static_username_password":
-		return []string{"username", "password"}, false, projection == policy.HTTPHeaders || projection == policy.UsernamePassword
-	case "static_tls_client_certificate":
-		return nil, false, projection == policy.TLSClientCertificate
-	default:
-		return nil, false, false
-	}
-}
-
-// checkName refuses what would change the message's framing or route instead of
-// authenticating it, and a name that is set already.
-func checkName(name string, earlier []headerPlan) error {
-	if !httpguts.ValidHeaderFieldName(name) {
-		return fmt.Errorf("header name is not a token (RFC 9110, 5.1)")
-	}
-	lower := strings.ToLower(name)
-	switch lower {
-	case "host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect":
-		return fmt.Errorf("header %s cannot be projected", name)
-	}
-	if strings.HasPrefix(lower, "proxy-") {
-		return fmt.Errorf("header %s cannot be projected", name)
-	}
-	for _, h := range earlier {
-		if sameName(h.name, name) {
-			return fmt.Errorf("header %s is projected twice", name)
-		}
-	}
-	return nil
-}
-
 // Missing is a key that a binding's template names and a source does not have.
 type Missing struct {
 	Key, Binding, File string
@@ -182,9 +102,9 @@ func (t *Table) MissingKeys(team, name string, keys []string) []Missing {
 			continue
 		}
 		b := in.plan.binding
-		for i, h := range in.plan.headers {
-			for _, key := range h.value.vars {
-				m := Missing{Key: key, Binding: b.Ref, File: b.File, Line: b.Projection.Headers[i].Line}
+		for line, value := range in.plan.templates() {
+			for _, key := range value.vars {
+				m := Missing{Key: key, Binding: b.Ref, File: b.File, Line: line}
 				if !slices.Contains(keys, key) && !slices.Contains(out, m) {
 					out = append(out, m)
 				}
