@@ -193,7 +193,7 @@ func (t term) kernel() []expr.Any {
 	case opLocal:
 		return []expr.Any{&expr.Fib{Register: register, ResultADDRTYPE: true, FlagDADDR: true}, equal(native32(unix.RTN_LOCAL))}
 	case opForged:
-		return []expr.Any{&expr.Fib{Register: register, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true}, equal([]byte{0})}
+		return []expr.Any{&expr.Fib{Register: register, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true}, equal(native32(0))}
 	}
 	return t.verdict()
 }

@@ -99,10 +99,13 @@ func (s Spec) rules() *ruleset {
 		}
 	}
 	if len(s.Interfaces) > 0 || len(s.Sources) > 0 {
-		r.chains = append(r.chains, s.arriving(), s.toListener("to_proxy"), s.local(), passing())
+		r.chains = append(r.chains, s.arriving(), s.local(), passing(),
+			chain{name: "prerouting", hook: "prerouting", priority: priorityMangle, rules: s.classify("arriving", true)})
+		if s.Mode == NAT || s.DNSPort != 0 {
+			r.chains = append(r.chains, s.toListener("to_proxy"),
+				chain{name: "nat_prerouting", nat: true, hook: "prerouting", priority: priorityNAT, rules: s.classify("to_proxy", false)})
+		}
 		r.chains = append(r.chains,
-			chain{name: "prerouting", hook: "prerouting", priority: priorityMangle, rules: s.classify("arriving", true)},
-			chain{name: "nat_prerouting", nat: true, hook: "prerouting", priority: priorityNAT, rules: s.classify("to_proxy", false)},
 			chain{name: "input", hook: "input", priority: priorityFilter, rules: s.classify("to_host", false)},
 			chain{name: "forward", hook: "forward", priority: priorityFilter, rules: s.classify("to_others", false)})
 	}
