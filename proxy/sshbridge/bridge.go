@@ -66,9 +66,8 @@ type bridge struct {
 	client, up *leg
 	idle       time.Duration
 
-	open       atomic.Int32 // channels
-	moved      atomic.Int64 // counts what the sandbox and the origin send, not their signs of life
-	noSessions atomic.Bool  // no-more-sessions@openssh.com
+	open  atomic.Int32 // channels
+	moved atomic.Int64 // counts what the sandbox and the origin send, not their signs of life
 
 	toUp, toClient atomic.Int32 // channels that may still carry bytes that way
 	all            sync.WaitGroup
@@ -189,19 +188,15 @@ func (b *bridge) watchIdle(ctx context.Context) {
 	}
 }
 
-// clientRequests answers the sandbox's global requests. Forwarding of the origin's ports
-// to the sandbox is refused whatever the payload (E05); host keys are not proved, since
-// none is announced (E12).
+// clientRequests answers the sandbox's global requests: keep-alives want any answer.
+// Forwarding of the origin's ports to the sandbox is refused whatever the payload (E05);
+// host keys are not proved, since none is announced (E12). no-more-sessions@openssh.com
+// is not passed on: x/crypto/ssh keeps requests and channels in separate queues, so that
+// it could overtake the session that it was sent after.
 func (b *bridge) clientRequests() {
 	for r := range b.client.requests {
 		b.moved.Add(1)
-		if r.Type == "no-more-sessions@openssh.com" {
-			b.noSessions.Store(true)
-			_, _, _ = b.up.SendRequest(r.Type, false, nil) // a courtesy; it is enforced here
-			_ = r.Reply(true, nil)
-			continue
-		}
-		_ = r.Reply(false, nil) // keep-alives want any answer
+		_ = r.Reply(false, nil)
 	}
 }
 

@@ -18,8 +18,6 @@ func (b *bridge) clientChannels() {
 		b.moved.Add(1)
 		kind := n.ChannelType()
 		switch {
-		case kind == "session" && b.noSessions.Load():
-			_ = n.Reject(ssh.Prohibited, "no more sessions")
 		case kind == "direct-tcpip" && checkForward(n.ExtraData()) != nil:
 			_ = n.Reject(ssh.ConnectionFailed, "malformed request")
 		case kind != "session" && kind != "direct-tcpip":
@@ -112,7 +110,10 @@ func (c *channel) input() {
 	_ = c.up.CloseWrite()
 }
 
-// output carries what the origin sends, stdout and stderr apart.
+// output carries what the origin sends, stdout and stderr apart. The end of a session's
+// output is held back until the origin closes the channel: a client that has sent its own
+// end answers with a close, which x/crypto/ssh answers at once and takes no exit status
+// after.
 func (c *channel) output() {
 	defer close(c.outputDone)
 	<-c.started
@@ -120,7 +121,9 @@ func (c *channel) output() {
 	wg.Go(func() { c.pump(c.client.Stderr(), c.up.Stderr(), &c.writing) })
 	c.pump(c.client, c.up, &c.writing)
 	wg.Wait()
-	_ = c.client.CloseWrite()
+	if !c.session {
+		_ = c.client.CloseWrite()
+	}
 }
 
 const (
@@ -252,8 +255,9 @@ func (c *channel) fromUpstream() {
 	c.start()
 	<-c.outputDone
 	c.replying.Lock()
+	defer c.replying.Unlock()
+	_ = c.client.CloseWrite()
 	_ = c.client.Close()
-	c.replying.Unlock()
 }
 
 const (

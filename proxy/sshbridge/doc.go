@@ -11,7 +11,8 @@
 //
 // Channels of type session with pty-req, window-change, env by list, shell, exec,
 // subsystem, signal, break and eow@openssh.com one way, exit-status, exit-signal,
-// xon-xoff and eow@openssh.com the other; stdout and stderr apart, half-close either way;
+// xon-xoff and eow@openssh.com the other; stdout and stderr apart; half-close, but the
+// origin's end of a session's output only together with its close (see channel.output);
 // direct-tcpip where policy allows forwarding. All else is refused: agent and X11
 // forwarding, tcpip-forward and its like, channels that the origin opens, hostkeys-00.
 //
@@ -33,7 +34,6 @@
 //
 // # Identity
 //
-// Both legs say SSH-2.0-OpenSSH_9.9_egressd, since OpenSSH speaks its extensions (eow,
-// no-more-sessions) only with its own kind, and without eow `ssh host yes | head` never
-// ends.
+// Both legs say SSH-2.0-OpenSSH_9.9_egressd, since OpenSSH sends eow@openssh.com to its own
+// kind only, and without it `ssh host yes | head` never ends.
 package sshbridge

@@ -17,6 +17,7 @@ const (
 	// flushTime is how long what one end has sent may still flow when that end is gone.
 	flushTime    = 5 * time.Second
 	defaultAlive = 30 * time.Second
+	leastRekey   = 32 << 10
 )
 
 // Options of Serve. HostSigners and Allow are required.
@@ -35,7 +36,7 @@ type Options struct {
 	// if zero. Three times that without an answer end the connection.
 	KeepAlive time.Duration
 	// RekeyBytes is after how many bytes keys are exchanged anew; 0: as the cipher's RFC
-	// says.
+	// says. It is 32 KiB at least: OpenSSH takes no key exchange before its login is over.
 	RekeyBytes uint64
 }
 
@@ -48,6 +49,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.KeepAlive <= 0 {
 		o.KeepAlive = defaultAlive
+	}
+	if o.RekeyBytes != 0 {
+		o.RekeyBytes = max(o.RekeyBytes, leastRekey)
 	}
 	return o, nil
 }
