@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/egressd/egressd/source/static"
 	"github.com/egressd/egressd/store"
 )
 
@@ -375,7 +376,7 @@ func TestCA(t *testing.T) {
 func TestKinds(t *testing.T) {
 	r := newRig(t)
 	all := into[[]KindView](t, r.do("GET", base+"/resolver-kinds", nil).want(t, 200, "", ""))
-	if len(all) != 4 {
+	if len(all) != len(static.Kinds()) {
 		t.Fatalf("%d kinds", len(all))
 	}
 	for _, k := range all {

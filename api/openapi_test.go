@@ -234,6 +234,7 @@ func TestOpenAPIHasEveryRowAndNoOther(t *testing.T) {
 func TestOpenAPIMatchesLiveAnswers(t *testing.T) {
 	r := newRig(t)
 	d := openDoc(t, r)
+	r.world.open = []Connection{{ID: "7", Way: "redirect", Exchanges: []Exchange{{RequestID: "x-1", Destination: "good.test:443"}}}}
 	full := headers("gh", "token", "x")
 	full["description"], full["labels"], full["annotations"] = "d", map[string]string{"a": "b"}, map[string]string{"c": "d"}
 	full["allowedDestinations"], full["expiresAt"] = []string{"x.example"}, "2127-01-01T00:00:00Z"
@@ -250,7 +251,8 @@ func TestOpenAPIMatchesLiveAnswers(t *testing.T) {
 		{"POST", at0 + "/{name}/rotate", at0 + "/gh/rotate", spec, 0}, {"DELETE", at0 + "/{name}", at0 + "/gh", nil, 0},
 		{"GET", base + "/policies", "", nil, 0}, {"POST", base + "/policies/check", "", map[string]any{"files": []any{map[string]string{"name": "a.yaml", "content": "broken"}}}, 0},
 		{"POST", base + "/policies/explain", "", map[string]any{"sandbox": "agent-7", "url": "https://x", "headers": map[string]string{"A": "b"}}, 0},
-		{"POST", base + "/policies/reload", "", nil, 0}, {"GET", base + "/tokens", "", nil, 0},
+		{"POST", base + "/policies/reload", "", nil, 0}, {"GET", base + "/connections", "", nil, 0},
+		{"DELETE", base + "/connections/{name}", base + "/connections/7", nil, 0}, {"GET", base + "/tokens", "", nil, 0},
 		{"POST", base + "/tokens", "", map[string]any{"name": "ci", "role": "read", "expiresAt": "2127-01-01T00:00:00Z"}, 0}, {"POST", base + "/tokens", "", map[string]any{"name": "ci", "role": "read"}, 409},
 		{"DELETE", base + "/tokens/{name}", base + "/tokens/ci", nil, 0}, {"GET", base + "/whoami", "", nil, 0},
 		{"GET", base + "/resolver-kinds", "", nil, 0}, {"GET", base + "/resolver-kinds/{name}", base + "/resolver-kinds/static_headers", nil, 0},

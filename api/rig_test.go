@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -64,6 +65,8 @@ func (b *buffer) Reset() {
 
 // world is the part of the daemon around the API: policy and what it refers to.
 type world struct {
+	cut     []bool
+	open    []Connection
 	reload  sync.RWMutex
 	mu      sync.Mutex
 	refs    map[string][]Referrer
@@ -224,10 +227,14 @@ func newRig(t testing.TB, tune ...func(*Options)) *rig {
 	opt := Options{
 		Data:    Data{Writer: r.store, Tokens: r.store, Idempotency: r.store, Kinds: kinds},
 		Applied: r.world.apply, Policies: r.world, References: r.world, CA: newTestCA(t), CheckBound: r.world.checkBound,
-		Drain:    func(_, _ string, v uint64) { r.world.drained = append(r.world.drained, v) },
-		Ready:    func(context.Context) error { return nil },
-		Version:  Version{Version: "v0.1.0", Commit: "abc", GoVersion: "go1.26.8"},
-		Registry: prometheus.NewRegistry(), Log: zap.New(core),
+		Drain: func(_, _ string, v uint64, cut bool) {
+			r.world.drained = append(r.world.drained, v)
+			r.world.cut = append(r.world.cut, cut)
+		},
+		Connections: r.world,
+		Ready:       func(context.Context) error { return nil },
+		Version:     Version{Version: "v0.1.0", Commit: "abc", GoVersion: "go1.26.8"},
+		Registry:    prometheus.NewRegistry(), Log: zap.New(core),
 	}
 	for _, f := range tune {
 		f(&opt)
@@ -430,3 +437,23 @@ func headerSpec(values map[string]string) map[string]any {
 }
 
 const at0 = base + "/credential-sources"
+
+func (w *world) Connections(team string) []Connection {
+	var out []Connection
+	for _, c := range w.open {
+		if team == AllTeams || c.Team == team {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+func (w *world) CloseConnection(team string, id uint64) bool {
+	for i, c := range w.open {
+		if c.ID == strconv.FormatUint(id, 10) && (team == AllTeams || c.Team == team) {
+			w.open = append(w.open[:i:i], w.open[i+1:]...)
+			return true
+		}
+	}
+	return false
+}

@@ -1,8 +1,6 @@
 package api
 
 import (
-	"net/http"
-
 	"go.uber.org/zap"
 
 	"github.com/egressd/egressd/store"
@@ -36,8 +34,8 @@ func (s *Server) rotateSource(c *call) (answer, *failure) {
 	if f != nil {
 		return answer{}, f
 	}
-	if in.Drain == "graceful" && !unchanged && s.opt.Drain != nil {
-		s.opt.Drain(m.Team, m.Name, m.CurrentVersion)
+	if in.Drain != "none" && !unchanged && s.opt.Drain != nil {
+		s.opt.Drain(m.Team, m.Name, m.CurrentVersion, in.Drain == "close")
 	}
 	s.changed(c, "source rotated", m, zap.String("drain", in.Drain), zap.String("why", in.Reason))
 	ans := answer{data: SourceRotated{Source: s.viewNow(m), Unchanged: unchanged, PreviousVersion: before, Drain: in.Drain}, etag: etagOf(m)}
@@ -48,13 +46,9 @@ func (s *Server) rotateSource(c *call) (answer, *failure) {
 func checkRotate(in *SourceRotate) *failure {
 	bad := fields{}
 	switch in.Drain {
-	case "graceful", "none":
-	case "close":
-		f := fail(http.StatusUnprocessableEntity, CodeUnprocessable, ReasonNotSupportedYet, "drain close is not supported yet")
-		f.body.Details.Fields = fields{"drain": {"close is not supported yet; use graceful or none"}}
-		return f
+	case "graceful", "none", "close":
 	default:
-		bad.add("drain", "must be graceful or none")
+		bad.add("drain", "must be graceful, close or none")
 	}
 	if len(in.Reason) > maxReason || hasControl(in.Reason) {
 		bad.add("reason", "must be at most 256 bytes without control characters")

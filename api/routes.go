@@ -85,6 +85,11 @@ func table() []route {
 		{method: post, pattern: base + "/policies/reload", role: RoleAdmin, unbound: true, handler: (*Server).reloadPolicies, out: PolicyReport{}, status: ok,
 			summary: "Read the policy directory again", failures: []int{422, 503}},
 
+		{method: get, pattern: base + "/connections", role: RoleRead, handler: (*Server).listConnections, out: []Connection(nil), status: ok,
+			summary: "List what is open on the data plane", query: connectionParams()},
+		{method: http.MethodDelete, pattern: base + "/connections/{name}", role: RoleAdmin, handler: (*Server).closeConnection, out: Deletion{}, status: ok,
+			summary: "Close a connection and all that is under way on it", failures: []int{404}},
+
 		{method: get, pattern: base + "/tokens", role: RoleAdmin, handler: (*Server).listTokens, out: []Token(nil), status: ok,
 			summary: "List API tokens without their values"},
 		{method: post, pattern: base + "/tokens", role: RoleAdmin, handler: (*Server).createToken, in: TokenWrite{}, out: TokenCreated{}, status: http.StatusCreated,

@@ -65,10 +65,12 @@ type Options struct {
 	// CheckBound says whether what the policy in force projects from the source would still
 	// work with these keys; *MissingKeysError when not. Called while no policy can change.
 	CheckBound func(team, name, kind string, keys []string) error
-	// Drain ends pooled upstream connections that use versions older than version, each after
-	// its request. Called once such a version is in force and a graceful drain was asked for.
-	Drain func(team, name string, version uint64)
-	Ready func(ctx context.Context) error // nil error: ready. Required for OpsHandler's /readyz
+	// Drain ends what uses versions older than version: pooled upstream connections, each after
+	// its request, and with cut also what is under way. Called once version is in force.
+	Drain func(team, name string, version uint64, cut bool)
+	// Connections is what is open on the data plane; nil: none is shown.
+	Connections Connections
+	Ready       func(ctx context.Context) error // nil error: ready. Required for OpsHandler's /readyz
 
 	Hosts          []string // further Host names that the API answers to
 	RequireIfMatch bool     // 428 for PUT, PATCH and DELETE without If-Match

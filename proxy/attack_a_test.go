@@ -131,8 +131,7 @@ func TestAttack_A10_protocol_confusion_on_the_tunnel(t *testing.T) {
 	for name, first := range map[string]string{
 		"A10 http in clear": "GET / HTTP/1.1\r\n\r\n", "A10 http for good": "GET / HTTP/1.1\r\nHost: " + g.goodHost() + "\r\n\r\n",
 		"A10 ssh": "SSH-2.0-x\r\n", "A10 socks5": "\x05\x01\x00", "A10 socks4": "\x04\x01\x00\x50\x7f\x00\x00\x01\x00",
-		"A10 h2 preface": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
-		"A10 one byte":   "G", "A10 one byte of TLS": "\x16", "A10 silence": "", "A10 application data first": "\x17\x03\x03\x00\x05hello",
+		"A10 one byte": "G", "A10 one byte of TLS": "\x16", "A10 silence": "", "A10 application data first": "\x17\x03\x03\x00\x05hello",
 		"A10 alert first": "\x15\x03\x03\x00\x02\x01\x00", "A10 change cipher spec first": "\x14\x03\x03\x00\x01\x01",
 		"A10 redis": "*1\r\n$4\r\nPING\r\n", "A10 mqtt": "\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00", "A10 postgres": "\x00\x00\x00\x08\x04\xd2\x16\x2f",
 		"A10 noise": strings.Repeat("\xff\x00\x41", 900),

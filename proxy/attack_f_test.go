@@ -92,10 +92,10 @@ func TestAttack_F02_a_sandbox_that_is_gone(t *testing.T) {
 	g.use(strings.Replace(strings.Replace(basePolicy, "id: one\n    team: acme", "id: another\n    team: other", 1), `{name: good-token, credentialRef: gh, protocol: https, domains: [good.test]}`, `{name: good-token, credentialRef: gh, protocol: https, domains: [good.test], rollout: disabled}`, 1))
 	g.untouched(t, func() {
 		got, closed := g.talk(kept, "GET /bearer HTTP/1.1\r\nHost: "+g.goodHost()+"\r\n\r\n", 2*time.Second)
-		if all := answers(t, got); !closed || len(all) != 1 || all[0].status != http.StatusForbidden {
+		if !closed || len(got) > 0 {
 			t.Errorf("F02 h1: closed=%v %q", closed, got)
 		}
-		if a := kept2.request("GET", g.goodHost(), "/bearer"); a.status != http.StatusForbidden {
+		if a := kept2.request("GET", g.goodHost(), "/bearer"); a.err == nil {
 			t.Errorf("F02 h2: %+v", a)
 		}
 		if got, closed := g.talk(relay, "", 2*time.Second); !closed {

@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,15 +17,17 @@ var errClientBody = errors.New("request body")
 type bodyCounter struct {
 	io.ReadCloser
 	n     atomic.Int64
-	atEnd func() // nil, or what to do when the body and its trailers have been read
+	pace  *pace
+	ctx   context.Context //nolint:containedctx // of the request
+	atEnd func()          // nil, or what to do when the body and its trailers have been read
 }
 
 // countBody wraps r.Body; nil when there is none.
-func countBody(r *http.Request) *bodyCounter {
+func countBody(r *http.Request, at *pace) *bodyCounter {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
-	b := &bodyCounter{ReadCloser: r.Body}
+	b := &bodyCounter{ReadCloser: r.Body, pace: at, ctx: r.Context()}
 	r.Body = b
 	return b
 }
@@ -31,6 +35,9 @@ func countBody(r *http.Request) *bodyCounter {
 func (b *bodyCounter) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.n.Add(int64(n))
+	if werr := b.pace.wait(b.ctx, true, n); werr != nil && err == nil {
+		err = werr
+	}
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF):
@@ -48,4 +55,12 @@ func (b *bodyCounter) count() int64 {
 		return 0
 	}
 	return b.n.Load()
+}
+
+// newBody is a body that is there already.
+func newBody(b []byte) io.ReadCloser {
+	if len(b) == 0 {
+		return http.NoBody
+	}
+	return io.NopCloser(bytes.NewReader(b))
 }

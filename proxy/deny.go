@@ -4,7 +4,9 @@ import (
 	"net/http"
 	"strconv"
 
+	"github.com/egressd/egressd/inject"
 	"github.com/egressd/egressd/policy"
+	"github.com/egressd/egressd/proxy/wire"
 )
 
 // refusal is an answer of egressd's own. code goes to the client, reason and rule
@@ -38,8 +40,36 @@ const (
 	codeUpstreamTimeout = "upstream_timeout"
 	codeInternal        = "internal_error"
 	codeNoPolicy        = "no_policy"
+	codeLeak            = "secret_in_request"
+	codePlaceholder     = "placeholder_misplaced"
+	codeTooLarge        = "body_too_large"
+	codeEncoded         = "encoded_body"
 	codeShutdown        = "shutting_down"
 )
+
+// statusOf is what an audit line says for a code that came without one.
+func statusOf(code string) int {
+	switch code {
+	case codeBadRequest, codeBadPath:
+		return http.StatusBadRequest
+	case wire.CodeAuthRequired:
+		return http.StatusProxyAuthRequired
+	case codeLimit, codeBackoff:
+		return http.StatusTooManyRequests
+	case codePolicyDenied, codePlaintext, codeProtocol, codeForbiddenAddr, inject.CodeDestinationNotAllowed:
+		return http.StatusForbidden
+	case codeMisdirected:
+		return http.StatusMisdirectedRequest
+	case codeUpstreamTimeout:
+		return http.StatusGatewayTimeout
+	case inject.CodeSourceNotFound, inject.CodeSourceDisabled, inject.CodeSourceCorrupt, inject.CodeSourceInvalid, inject.CodeSourceUnavailable,
+		inject.CodeTemplateFailed, codeShutdown:
+		return http.StatusServiceUnavailable
+	case codeInternal:
+		return http.StatusInternalServerError
+	}
+	return http.StatusBadGateway
+}
 
 func denied(d policy.Decision) *refusal {
 	r := &refusal{status: http.StatusForbidden, code: codePolicyDenied, rule: d.Rule, detail: d.Reason.String()}
@@ -67,6 +97,39 @@ func problemBody(status int, code, requestID string) []byte {
 	b = append(b, `","request_id":"`...)
 	b = append(b, requestID...)
 	return append(b, "\"}\n"...)
+}
+
+// grpcStatus is a refusal's code in gRPC's words (grpc/doc/http-grpc-status-mapping.md, but
+// for what only a proxy says).
+func (r *refusal) grpcStatus() int {
+	switch r.status {
+	case http.StatusBadRequest, http.StatusMisdirectedRequest, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType:
+		return 3 // INVALID_ARGUMENT
+	case http.StatusUnauthorized, http.StatusProxyAuthRequired:
+		return 16 // UNAUTHENTICATED
+	case http.StatusForbidden:
+		return 7 // PERMISSION_DENIED
+	case http.StatusTooManyRequests:
+		return 8 // RESOURCE_EXHAUSTED
+	case http.StatusGatewayTimeout:
+		return 4 // DEADLINE_EXCEEDED
+	case http.StatusBadGateway, http.StatusServiceUnavailable:
+		return 14 // UNAVAILABLE
+	case http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		return 12 // UNIMPLEMENTED
+	}
+	return 13 // INTERNAL
+}
+
+// writeGRPC answers with trailers only (gRPC over HTTP/2, "Responses").
+func (r *refusal) writeGRPC(w http.ResponseWriter, requestID string) {
+	h := w.Header()
+	h["Content-Type"] = []string{"application/grpc"}
+	h["Grpc-Status"] = []string{strconv.Itoa(r.grpcStatus())}
+	h["Grpc-Message"] = []string{"egressd: " + r.code + ", request " + requestID}
+	h["X-Egressd-Error"] = []string{r.code}
+	h["X-Request-Id"] = []string{requestID}
+	w.WriteHeader(http.StatusOK)
 }
 
 func (r *refusal) write(w http.ResponseWriter, requestID string) int {

@@ -36,16 +36,18 @@ func (s *Server) dispatch(ctx context.Context, t *tunnel) {
 		s.closeTunnel(t, nil, policy.Unknown, &refusal{status: http.StatusForbidden, code: codePolicyDenied, detail: err.Error()})
 		return
 	}
-	prefix, proto, err := s.sniff(ctx, t, b)
+	wait, maySayNothing := s.limits.SniffTimeout, s.carriesAnything(ctx, t, b)
+	if maySayNothing {
+		wait = min(wait, s.limits.ServerFirstDelay)
+	}
+	prefix, proto, err := s.sniff(t, wait, maySayNothing)
 	if err != nil {
 		s.closeTunnel(t, prefix, proto, &refusal{status: http.StatusForbidden, code: codeProtocol, detail: err.Error()})
 		return
 	}
-	if proto == policy.TLS {
-		if ref := s.checkHello(t, &prefix); ref != nil {
-			s.closeTunnel(t, prefix, proto, ref)
-			return
-		}
+	if ref := s.settleDest(t, proto, &prefix); ref != nil {
+		s.closeTunnel(t, prefix, proto, ref)
+		return
 	}
 	// The client may have taken its time: the ruleset of now decides.
 	if b, err = t.sess.bind(); err != nil {
@@ -53,9 +55,13 @@ func (s *Server) dispatch(ctx context.Context, t *tunnel) {
 		return
 	}
 	f := policy.Flow{Sandbox: b.sandbox, Host: t.dest.host, Port: t.dest.port, Addr: t.dest.ip, Protocol: proto}
+	s.live.describe(t.handle, about{dest: t.dest.String(), protocol: proto.String()})
 	dec, addrs, ref := s.decide(ctx, b, &f)
 	if ref == nil && dec.Action == policy.Deny {
 		ref = denied(dec)
+	}
+	if ref == nil && t.aimed.IsValid() {
+		ref = s.checkLiteral(t.dest)
 	}
 	if ref != nil {
 		s.closeTunnel(t, prefix, proto, ref)
@@ -63,12 +69,20 @@ func (s *Server) dispatch(ctx context.Context, t *tunnel) {
 	}
 	switch {
 	case dec.Action == policy.Pass:
-		s.relay(ctx, t, f, dec, addrs, prefix)
+		s.relay(ctx, t, b, f, dec, addrs, prefix)
 	case proto == policy.TLS:
 		s.intercept(ctx, t, prefix)
 	case proto == policy.HTTP:
-		t.conn = &replayConn{Conn: t.conn, t: t, prefix: prefix}
+		rc := &replayConn{Conn: t.conn, t: t, prefix: prefix}
+		t.conn = rc
+		if t.h2c {
+			s.requests.serveH2(t, rc, rc)
+			return
+		}
 		s.requests.serveTunnel(t)
+	case dec.Credential != nil:
+		t.conn = &replayConn{Conn: t.conn, t: t, prefix: prefix}
+		s.serveLogin(ctx, t, b, &f, dec, addrs, "")
 	default:
 		s.closeTunnel(t, prefix, proto, &refusal{status: http.StatusForbidden, code: codeProtocol, rule: dec.Rule})
 	}
@@ -78,11 +92,7 @@ var errSilent = errors.New("the client sent nothing that a rule there could carr
 
 // sniff reads until the protocol is known. A tunnel that a rule lets carry anything
 // need not speak first; any other that stays silent is closed.
-func (s *Server) sniff(ctx context.Context, t *tunnel, b *bound) ([]byte, policy.Protocol, error) {
-	wait, mayBeSilent := s.limits.SniffTimeout, s.carriesAnything(ctx, t, b)
-	if mayBeSilent {
-		wait = min(wait, s.limits.ServerFirstDelay)
-	}
+func (s *Server) sniff(t *tunnel, wait time.Duration, mayBeSilent bool) ([]byte, policy.Protocol, error) {
 	deadline := time.Now().Add(wait)
 	if err := t.conn.SetReadDeadline(deadline); err != nil {
 		return nil, policy.Unknown, err
@@ -94,9 +104,7 @@ func (s *Server) sniff(ctx context.Context, t *tunnel, b *bound) ([]byte, policy
 		buf = buf[:len(buf)+n]
 		if n > 0 {
 			if p, decided := sniff.Detect(buf); decided {
-				if p == sniff.HTTP2Preface && !mayBeSilent {
-					return buf, policy.Unknown, errH2C // unknown to rules, but they may deny HTTP
-				}
+				t.h2c = p == sniff.HTTP2Preface
 				return buf, protocolOf(p), nil
 			}
 			if len(buf) == cap(buf) {
@@ -117,8 +125,6 @@ func (s *Server) sniff(ctx context.Context, t *tunnel, b *bound) ([]byte, policy
 	}
 }
 
-var errH2C = errors.New("HTTP/2 in clear where not every protocol may be carried")
-
 // carriesAnything says whether the tunnel may be relayed before its client has spoken:
 // what is silent now may speak any protocol later, so none of them may be denied there.
 func (s *Server) carriesAnything(ctx context.Context, t *tunnel, b *bound) bool {
@@ -133,19 +139,20 @@ func (s *Server) carriesAnything(ctx context.Context, t *tunnel, b *bound) bool 
 }
 
 // everyProtocol begins with the one that decides most often.
-var everyProtocol = [...]policy.Protocol{policy.Unknown, policy.SSH, policy.TLS, policy.HTTP}
+var everyProtocol = [...]policy.Protocol{
+	policy.Unknown, policy.SSH, policy.TLS, policy.HTTP, policy.SOCKS5, policy.MQTT, policy.Redis, policy.Postgres, policy.AMQP, policy.DNS, policy.MongoDB,
+}
 
-func protocolOf(p sniff.Protocol) policy.Protocol {
-	switch p {
-	case sniff.HTTP:
-		return policy.HTTP
-	case sniff.TLS:
-		return policy.TLS
-	case sniff.SSH:
-		return policy.SSH
-	default: // an HTTP/2 preface in clear is no protocol that a rule permits yet
-		return policy.Unknown
+// settleDest makes the destination what the first bytes claim, where the client has said none
+// before, and otherwise compares the two.
+func (s *Server) settleDest(t *tunnel, proto policy.Protocol, prefix *[]byte) *refusal {
+	switch {
+	case proto == policy.TLS:
+		return s.checkHello(t, prefix)
+	case proto == policy.HTTP && t.aimed.IsValid() && !t.h2c: // h2 says its authority later; it has to be this one
+		return s.claimHost(t, prefix)
 	}
+	return nil
 }
 
 // checkHello completes the ClientHello in prefix and compares its server name with
@@ -155,6 +162,9 @@ func (s *Server) checkHello(t *tunnel, prefix *[]byte) *refusal {
 	hello, err := s.readHello(t, prefix)
 	if err != nil {
 		return &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "ClientHello: " + err.Error()}
+	}
+	if t.aimed.IsValid() {
+		return t.claimHello(hello.ServerName)
 	}
 	if hello.ServerName == "" {
 		if t.dest.ip.IsValid() {
@@ -186,14 +196,7 @@ func (s *Server) readHello(t *tunnel, prefix *[]byte) (sniff.Hello, error) {
 		if len(*prefix) >= maxHello {
 			return hello, errors.New("longer than 64 KiB")
 		}
-		if len(*prefix) == cap(*prefix) {
-			grown := make([]byte, len(*prefix), 2*cap(*prefix))
-			copy(grown, *prefix)
-			*prefix = grown
-		}
-		n, err := t.conn.Read((*prefix)[len(*prefix):cap(*prefix)])
-		*prefix = (*prefix)[:len(*prefix)+n]
-		if err != nil && n == 0 {
+		if err := readMore(t.conn, prefix); err != nil {
 			return hello, err
 		}
 	}
@@ -203,7 +206,7 @@ func (s *Server) readHello(t *tunnel, prefix *[]byte) (sniff.Hello, error) {
 func (s *Server) closeTunnel(t *tunnel, prefix []byte, proto policy.Protocol, ref *refusal) {
 	x := t.begin(s)
 	x.dest = t.dest
-	x.protocol = protocolName(proto)
+	x.protocol = proto.String()
 	var answer []byte
 	switch {
 	case proto == policy.TLS && ref.code == codeMisdirected:
@@ -223,19 +226,6 @@ func (s *Server) closeTunnel(t *tunnel, prefix []byte, proto policy.Protocol, re
 	_ = t.conn.Close()
 	x.bytesIn = int64(len(prefix))
 	x.refused(ref, int64(len(answer)))
-}
-
-func protocolName(p policy.Protocol) string {
-	switch p {
-	case policy.HTTP:
-		return "http"
-	case policy.TLS:
-		return "tls"
-	case policy.SSH:
-		return "ssh"
-	default:
-		return "unknown"
-	}
 }
 
 // decide asks the policy; where the answer depends on the address it resolves the

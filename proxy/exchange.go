@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -33,6 +34,7 @@ func (s *Server) serveInTunnel(w http.ResponseWriter, r *http.Request) {
 // plan is what a decided request leaves with.
 type plan struct {
 	key       poolKey
+	route     route
 	target    string // origin-form, as it is sent
 	authority string
 	websocket bool
@@ -41,15 +43,27 @@ type plan struct {
 	cert      *inject.Projection // offered when the origin asks
 
 	credFrom, certFrom *inject.Injector // where they come from; nil: none
+
+	scrub *scrubber // of the answer; nil: none
 }
 
 // exchange decides one request by one ruleset, projects, forwards and records.
 func (s *Server) exchange(w http.ResponseWriter, r *http.Request, t *tunnel, x *record, b *bound) {
+	if r.ProtoMajor == 2 { // its stream can be ended alone
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		r, x.cancel = r.WithContext(ctx), cancel
+	}
 	if ref := s.plan(r, t, x, b); ref != nil {
 		x.refuse(w, ref)
 		return
 	}
 	defer x.over()
+	t.flights.add(x)
+	defer t.flights.remove(x)
+	if s.rules.Load() != b.rules && !x.stays(s.rules.Load()) { // it changed between the decision and add
+		panic(http.ErrAbortHandler)
+	}
 	s.forward(w, r, x, &x.plan)
 }
 
@@ -98,6 +112,12 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal 
 		x.decision.Credential, x.decision.ClientCert = nil, nil
 	}
 	p.key = poolKey{sandbox: b.sandbox.ID, team: b.sandbox.Team, dest: x.dest, tls: t.tls}
+	if dec.Proxy != nil {
+		if p.route, ref = s.routeFor(r.Context(), b, dec.Proxy); ref != nil {
+			return ref
+		}
+		p.key.route = p.route.key()
+	}
 	if len(addrs) > 0 {
 		p.key.addr = addrs[0] // the decision holds for this address: dial no other
 	}
@@ -109,7 +129,7 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal 
 	if p.trailers = te && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc"); p.trailers {
 		r.Header["Te"] = []string{"trailers"}
 	}
-	query, ref = s.project(r, x, p, b, query)
+	path, query, ref = s.project(r, t, x, b, path, query)
 	if ref != nil {
 		return ref
 	}
@@ -118,62 +138,6 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal 
 		p.target += "?" + query
 	}
 	return nil
-}
-
-// project resolves what the decision bound and puts it into r.Header. The sandbox's
-// own credentials go first, also when resolving fails and the rule is fail-open.
-func (s *Server) project(r *http.Request, x *record, p *plan, b *bound, query string) (string, *refusal) {
-	if rule := x.decision.ClientCert; rule != nil {
-		in := b.rules.Injectors.Injector(rule)
-		pr, err := in.Resolve(r.Context(), x.dest.host, x.dest.port)
-		switch {
-		case err == nil:
-			x.cert, p.cert, p.certFrom = pr, pr, in
-			p.key.cert = pr.ID
-		case rule.FailOpen:
-			x.skipped = resolveCode(err)
-		default:
-			return query, unresolved(rule, err)
-		}
-	}
-	if x.decision.StripClientAuth {
-		inject.StripClientAuth(r.Header)
-		query = inject.StripQueryAuth(query)
-	}
-	rule := x.decision.Credential
-	if rule == nil {
-		return query, nil
-	}
-	in := b.rules.Injectors.Injector(rule)
-	pr, err := in.Resolve(r.Context(), x.dest.host, x.dest.port)
-	if err != nil {
-		if !rule.FailOpen {
-			return query, unresolved(rule, err)
-		}
-		x.skipped = resolveCode(err)
-		return query, nil
-	}
-	pr.Apply(r.Header, rule.KeepClientAuth)
-	x.source, p.cred, p.credFrom = pr, pr, in
-	p.key.cred = pr.ID
-	return query, nil
-}
-
-func resolveCode(err error) string {
-	var ie *inject.Error
-	if errors.As(err, &ie) {
-		return ie.Code
-	}
-	return codeInternal
-}
-
-func unresolved(rule *policy.CredentialRule, err error) *refusal {
-	status := http.StatusServiceUnavailable
-	code := resolveCode(err)
-	if code == inject.CodeDestinationNotAllowed {
-		status = http.StatusForbidden
-	}
-	return &refusal{status: status, code: code, rule: rule.Name, detail: err.Error()}
 }
 
 // splitTarget takes an origin-form target apart without decoding.
@@ -192,7 +156,8 @@ func splitTarget(target string) (path, query string, ok bool) {
 
 // forward sends the request and copies the answer back.
 func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *plan) {
-	body := countBody(r)
+	pace := s.paces.pace(x.flow.Sandbox.ID)
+	body := countBody(r, pace)
 	switch {
 	case !p.trailers:
 		r.Trailer = nil
@@ -212,6 +177,11 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 		s.upgrade(w, resp, x, keep)
 		return
 	}
+	if err := s.inspectAnswer(r, resp, x); err != nil {
+		_ = resp.Body.Close()
+		s.upstreamError(w, r, x, err)
+		return
+	}
 	if !cleanResponse(resp.Header, x.source != nil || x.cert != nil, keep) {
 		s.upstreamError(w, r, x, fmt.Errorf("%w: several Content-Length values", errUpstreamResponse))
 		return
@@ -227,7 +197,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 	if r.ProtoMajor == 2 {
 		stall = &stallGuard{rc: http.NewResponseController(w), limit: s.limits.StallTimeout}
 	}
-	x.bytesOut, err = copyBody(w, resp, stall)
+	x.bytesOut, err = copyBody(r.Context(), w, resp, stall, pace)
 	x.bytesIn = body.count()
 	if err != nil {
 		x.outcome, x.detail = outcomeAborted, "body: "+err.Error()
@@ -237,6 +207,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 		f.Flush() // the h1 server would first wait for the rest of a body that nobody wants any more
 	}
 	cleanTrailer(resp.Trailer)
+	p.scrub.trailer(resp.Trailer)
 	for k, v := range resp.Trailer {
 		h[http.TrailerPrefix+k] = v
 	}
@@ -280,6 +251,8 @@ func (s *Server) upstreamError(w http.ResponseWriter, r *http.Request, x *record
 	var pe *h1.ProtocolError
 	var ref *refusal
 	switch {
+	case x.leak.Load() != 0:
+		ref = leaked(int(x.leak.Load()) - 1)
 	case r.Context().Err() != nil, errors.Is(err, errClientGone):
 		x.outcome, x.detail = outcomeAborted, "the client went away"
 		panic(http.ErrAbortHandler)
@@ -298,7 +271,7 @@ func (s *Server) upstreamError(w http.ResponseWriter, r *http.Request, x *record
 
 // failed answers for an origin that did not; who began the exchange finishes the record.
 func (x *record) failed(w http.ResponseWriter, ref *refusal) {
-	x.bytesOut = int64(ref.write(w, x.id))
+	x.bytesOut = x.answer(w, ref)
 	x.status, x.code, x.detail, x.outcome = ref.status, ref.code, ref.detail, outcomeError
 	if ref.status < http.StatusInternalServerError {
 		x.outcome = outcomeDenied
@@ -314,7 +287,7 @@ var buffers = sync.Pool{New: func() any { return new(copyBuffer) }}
 
 // copyBody passes every read on at once: a stream of any content type is never held
 // back, and an answer that came in one piece leaves in one piece.
-func copyBody(w http.ResponseWriter, resp *http.Response, stall *stallGuard) (int64, error) {
+func copyBody(ctx context.Context, w http.ResponseWriter, resp *http.Response, stall *stallGuard, at *pace) (int64, error) {
 	buf, _ := buffers.Get().(*copyBuffer)
 	defer buffers.Put(buf)
 	defer stall.close()
@@ -324,6 +297,9 @@ func copyBody(w http.ResponseWriter, resp *http.Response, stall *stallGuard) (in
 	for {
 		n, err := resp.Body.Read(buf[:])
 		if n > 0 {
+			if werr := at.wait(ctx, false, n); werr != nil {
+				return total, werr
+			}
 			whole := err == io.EOF || total+int64(n) == resp.ContentLength
 			if whole {
 				stall.last()

@@ -13,7 +13,6 @@ import (
 	"github.com/elazarl/goproxy"
 
 	"github.com/egressd/egressd/internal/secret"
-	"github.com/egressd/egressd/policy"
 )
 
 // newEdge is the explicit proxy's front: goproxy tells CONNECT from absolute-form
@@ -86,22 +85,11 @@ func (s *Server) openTunnel(r *http.Request, t *tunnel) *refusal {
 	if !ok {
 		return &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "CONNECT target"}
 	}
-	t.dest = d
 	if claim := r.Host; claim != "" && !d.matches(claim, d.String(), true) && !d.matches(claim, d.String(), false) {
+		t.dest = d
 		return &refusal{status: http.StatusMisdirectedRequest, code: codeMisdirected, detail: "Host differs from the CONNECT target"}
 	}
-	if !s.live.bind(t.handle, b.sandbox.ID) {
-		return &refusal{status: http.StatusTooManyRequests, code: codeLimit, detail: "connectionsPerSandbox"}
-	}
-	f := policy.Flow{Sandbox: b.sandbox, Host: d.host, Port: d.port, Addr: d.ip}
-	dec, _, ref := s.decide(t.ctx, b, &f)
-	if ref != nil {
-		return ref
-	}
-	if dec.Action == policy.Deny {
-		return denied(dec)
-	}
-	return s.checkLiteral(d)
+	return s.openTo(t, b, d)
 }
 
 // checkLiteral refuses a forbidden address before a byte is relayed; names are
@@ -117,14 +105,13 @@ func (s *Server) checkLiteral(d dest) *refusal {
 }
 
 // authenticate finds who the client is from Proxy-Authorization and its address,
-// and removes the header. A failed login slows its address down.
+// and removes the header.
 func (s *Server) authenticate(r *http.Request, t *tunnel) (*bound, *refusal) {
 	values := r.Header["Proxy-Authorization"]
 	delete(r.Header, "Proxy-Authorization")
 	if s.isDraining() {
 		return nil, &refusal{status: http.StatusServiceUnavailable, code: codeShutdown, close: true}
 	}
-	addr := t.sess.claims.addr
 	if len(values) > 1 {
 		return nil, &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "two Proxy-Authorization headers", close: true}
 	}
@@ -132,9 +119,16 @@ func (s *Server) authenticate(r *http.Request, t *tunnel) (*bound, *refusal) {
 	if given {
 		var ok bool
 		if user, token, ok = basicAuth(values[0]); !ok || token == "" {
-			return nil, s.loginFailed(addr, "Proxy-Authorization is not Basic with a token")
+			return nil, s.loginFailed(t.sess.claims.addr, "Proxy-Authorization is not Basic with a token")
 		}
 	}
+	return s.identify(t, user, token, given)
+}
+
+// identify finds out who the client is from what it said and from its address. A failed
+// login slows its address down.
+func (s *Server) identify(t *tunnel, user, token string, given bool) (*bound, *refusal) {
+	addr := t.sess.claims.addr
 	if c := t.sess.claims; given != c.given || user != c.user || token != c.token.Reveal() {
 		t.sess = &session{srv: s, claims: claims{addr: addr, user: user, token: secret.New(token), given: given}}
 	}
@@ -155,6 +149,10 @@ func (s *Server) loginFailed(addr netip.Addr, detail string) *refusal {
 		return &refusal{status: http.StatusTooManyRequests, code: codeBackoff, detail: detail, close: true}
 	}
 	return unauthenticated(detail)
+}
+
+func limited(what string) *refusal {
+	return &refusal{status: http.StatusTooManyRequests, code: codeLimit, detail: what, close: true}
 }
 
 func unauthenticated(detail string) *refusal {
@@ -187,8 +185,8 @@ func (s *Server) serveAbsolute(w http.ResponseWriter, r *http.Request) {
 	x.dest = d
 	b, ref := s.authenticate(r, t)
 	x.sess = t.sess // who it is has been found out only now
-	if ref == nil && !s.live.bind(t.handle, b.sandbox.ID) {
-		ref = &refusal{status: http.StatusTooManyRequests, code: codeLimit, detail: "connectionsPerSandbox", close: true}
+	if ref == nil {
+		ref = s.count(t, b)
 	}
 	if ref == nil {
 		ref = s.checkLiteral(d)

@@ -14,6 +14,7 @@ import (
 	"github.com/elazarl/goproxy"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/egressd/egressd/internal/audit"
 	"github.com/egressd/egressd/internal/certs"
@@ -35,7 +36,7 @@ func bareServer(t *testing.T) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(Options{Logger: zap.NewNop(), Audit: noRecords{}, Registry: prometheus.NewRegistry(), Leaves: ca, Guard: guard, Roots: x509.NewCertPool()})
+	s, err := New(Options{Logger: zap.NewNop(), Audit: noRecords{}, Registry: prometheus.NewRegistry(), Leaves: ca, Guard: guard, Roots: x509.NewCertPool(), SSHHosts: noHosts{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,6 +46,10 @@ func bareServer(t *testing.T) *Server {
 	})
 	return s
 }
+
+type noHosts struct{}
+
+func (noHosts) HostSigners(string, uint16) ([]ssh.Signer, error) { return nil, errors.New("none") }
 
 // Every default of the library that would carry traffic past our decisions is set, and
 // what it is set to refuses.

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/egressd/egressd/policy"
@@ -16,7 +17,7 @@ import (
 // out on this side: the link is the operator's own and it costs a third of a
 // handshake (docs/adr/0004).
 func (s *Server) downstreamTLS() *tls.Config {
-	return &tls.Config{
+	conf := &tls.Config{
 		MinVersion:       tls.VersionTLS12,
 		NextProtos:       []string{"h2", "http/1.1"},
 		CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384},
@@ -29,32 +30,62 @@ func (s *Server) downstreamTLS() *tls.Config {
 			return s.leaves.Leaf(rc.t.dest.host)
 		},
 	}
+	conf.GetConfigForClient = s.configFor(conf)
+	return conf
 }
 
 // intercept terminates the sandbox's TLS and serves the requests inside.
 func (s *Server) intercept(ctx context.Context, t *tunnel, prefix []byte) {
 	rc := &replayConn{Conn: t.conn, t: t, prefix: prefix}
 	tc := tls.Server(rc, s.tlsConf)
-	if err := rc.SetDeadline(time.Now().Add(s.limits.HandshakeTimeout)); err != nil {
-		return
-	}
-	if err := s.apart(func() error { return tc.HandshakeContext(ctx) }); err != nil {
+	if err := s.handshake(ctx, tc); err != nil {
 		// The client does not trust our CA, pins, or broke off: never a reason to pass it through.
 		x := t.begin(s)
-		x.dest, x.protocol = t.dest, protocolName(policy.TLS)
+		x.dest, x.protocol = t.dest, policy.TLS.String()
 		x.refused(&refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "TLS handshake with the client failed: " + err.Error()}, 0)
 		return
 	}
-	if err := rc.SetDeadline(time.Time{}); err != nil {
-		return
-	}
 	t.tls = true
-	if tc.ConnectionState().NegotiatedProtocol == "h2" {
-		s.requests.serveH2(t, tc)
-		return
+	switch alpn := tc.ConnectionState().NegotiatedProtocol; {
+	case alpn == "h2":
+		s.requests.serveH2(t, tc, rc)
+	case alpn != "http/1.1" && s.mayLogIn(t):
+		s.inside(ctx, t, tc, alpn)
+	default:
+		t.conn = tc
+		s.requests.serveTunnel(t)
 	}
-	t.conn = tc
-	s.requests.serveTunnel(t)
+}
+
+// handshake with a sandbox, within its time.
+func (s *Server) handshake(ctx context.Context, tc *tls.Conn) error {
+	if err := tc.SetDeadline(time.Now().Add(s.limits.HandshakeTimeout)); err != nil {
+		return err
+	}
+	if err := s.apart(func() error { return tc.HandshakeContext(ctx) }); err != nil {
+		return err
+	}
+	return tc.SetDeadline(time.Time{})
+}
+
+// otherALPN are protocols that have a login of their own and a name in ALPN.
+var otherALPN = []string{"mqtt", "postgresql", "redis"}
+
+// configFor offers what is not HTTP to clients that ask for nothing else.
+func (s *Server) configFor(conf *tls.Config) func(*tls.ClientHelloInfo) (*tls.Config, error) {
+	other := conf.Clone()
+	other.NextProtos = otherALPN
+	return func(hi *tls.ClientHelloInfo) (*tls.Config, error) {
+		for _, p := range hi.SupportedProtos {
+			if slices.Contains(conf.NextProtos, p) {
+				return nil, nil
+			}
+		}
+		if len(hi.SupportedProtos) == 0 {
+			return nil, nil
+		}
+		return other, nil
+	}
 }
 
 var errPanicked = errors.New("panic")

@@ -12,15 +12,19 @@ const sweepEvery = 15 * time.Second
 // janitor closes upstream connections that nobody uses and gives memory back to the
 // system after a crowd has left: the runtime alone would keep most of it for minutes.
 type janitor struct {
-	stop chan struct{}
-	asks chan struct{} // sources have changed: see registry.cutRevoked
-	once sync.Once
-	wg   sync.WaitGroup
+	stop   chan struct{}
+	asks   chan struct{}  // sources have changed: see registry.cutRevoked
+	leases chan time.Time // when the next lease of a sandbox ends
+	once   sync.Once
+	wg     sync.WaitGroup
 }
 
 func startJanitor(s *Server) *janitor {
-	j := &janitor{stop: make(chan struct{}), asks: make(chan struct{}, 1)}
+	j := &janitor{stop: make(chan struct{}), asks: make(chan struct{}, 1), leases: make(chan time.Time, 1)}
 	j.wg.Go(func() {
+		lease := time.NewTimer(0)
+		<-lease.C
+		defer lease.Stop()
 		tick := time.NewTicker(sweepEvery)
 		defer tick.Stop()
 		for {
@@ -29,6 +33,10 @@ func startJanitor(s *Server) *janitor {
 				return
 			case <-j.asks:
 				s.live.cutRevoked()
+			case end := <-j.leases:
+				lease.Reset(time.Until(end))
+			case <-lease.C:
+				s.leaseOver()
 			case now := <-tick.C:
 				s.upstream.sweepOnce(now.Add(-idleLifetime))
 				if s.live.shrink() {
@@ -52,4 +60,17 @@ func (j *janitor) sourcesChanged() {
 func (j *janitor) end() {
 	j.once.Do(func() { close(j.stop) })
 	j.wg.Wait()
+}
+
+// nextLease tells when the next lease of the ruleset in force ends.
+func (j *janitor) nextLease(end time.Time) {
+	for {
+		select {
+		case j.leases <- end:
+			return
+		case <-j.stop:
+			return
+		case <-j.leases: // of an older ruleset
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"io"
 	"sync"
+	"time"
 )
 
 // registry knows every open client connection: how many there are, whose they are,
@@ -14,6 +15,7 @@ type registry struct {
 	maxSandbox int
 	slots      int
 	open       map[*entry]struct{}
+	lastID     uint64
 	peak       int // most that were open since the last shrink
 	perSandbox map[string]int
 	waiting    map[string]*list.List // of connections without an identity, by address, oldest first
@@ -23,7 +25,12 @@ type registry struct {
 type entry struct {
 	reg     *registry
 	tunnel  *tunnel
+	id      uint64
+	since   time.Time
+	about   about
+	way     way
 	sandbox string
+	sess    *session            // who it is; nil: not identified
 	waits   *list.Element       // in reg.waiting[sandbox]; nil: identified
 	allowed func(*Ruleset) bool // nil: nothing that outlives a request
 	far     io.Closer           // upstream side of a relay
@@ -56,13 +63,13 @@ func (r *registry) release() {
 // share one, and an honest client says at once who it is: what has waited longest gives
 // way to a new connection.
 func (r *registry) add(t *tunnel) (*entry, bool) {
-	e, address := &entry{reg: r, tunnel: t}, "address "+t.sess.claims.addr.String()
+	e, address := &entry{reg: r, tunnel: t, since: time.Now()}, "address "+t.sess.claims.addr.String()
 	oldest := r.makeRoom(e, address)
 	if oldest != nil {
 		t.srv.metrics.refusals.WithLabelValues(codeLimit).Inc()
 		oldest.cut()
 	}
-	if !r.bind(e, address) {
+	if !r.bind(e, address, nil) {
 		return e, false
 	}
 	r.mu.Lock()
@@ -78,6 +85,8 @@ func (r *registry) add(t *tunnel) (*entry, bool) {
 func (r *registry) makeRoom(e *entry, address string) (oldest *entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.lastID++
+	e.id = r.lastID
 	r.open[e] = struct{}{}
 	r.peak = max(r.peak, len(r.open))
 	if l := r.waiting[address]; l != nil && r.perSandbox[address] >= r.maxSandbox {
@@ -112,94 +121,20 @@ func (r *registry) unbind(e *entry) {
 }
 
 // bind counts the connection for its sandbox; false when the sandbox has too many.
-func (r *registry) bind(e *entry, sandbox string) bool {
+func (r *registry) bind(e *entry, sandbox string, sess *session) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if e.sandbox == sandbox {
+		e.sess, e.way = sess, e.tunnel.way
 		return true
 	}
 	if r.perSandbox[sandbox] >= r.maxSandbox {
 		return false
 	}
 	r.unbind(e)
-	e.sandbox = sandbox
+	e.sandbox, e.sess, e.way = sandbox, sess, e.tunnel.way
 	r.perSandbox[sandbox]++
 	return true
-}
-
-// watch makes recheck ask allowed and close both sides when it says no. The ruleset
-// may have changed between the decision and this call, so it is asked at once.
-func (e *entry) watch(allowed func(*Ruleset) bool, far io.Closer) {
-	e.reg.mu.Lock()
-	e.allowed, e.far = allowed, far
-	e.reg.mu.Unlock()
-	if rules := e.tunnel.srv.rules.Load(); rules == nil || !allowed(rules) {
-		e.cut()
-	}
-}
-
-// watchCredential makes cutRevoked ask revoked, which may wait for a source.
-func (e *entry) watchCredential(revoked func() bool) {
-	e.reg.mu.Lock()
-	e.revoked = revoked
-	e.reg.mu.Unlock()
-	if revoked() {
-		e.cut()
-	}
-}
-
-// cutRevoked ends what was opened with a credential that has been taken away.
-func (r *registry) cutRevoked() {
-	asks := map[*entry]func() bool{}
-	r.mu.Lock()
-	for e := range r.open {
-		if e.revoked != nil {
-			asks[e] = e.revoked
-		}
-	}
-	r.mu.Unlock()
-	for e, revoked := range asks {
-		if revoked() {
-			e.cut()
-		}
-	}
-}
-
-func (e *entry) unwatch() {
-	e.reg.mu.Lock()
-	e.allowed, e.far, e.revoked = nil, nil, nil
-	e.reg.mu.Unlock()
-}
-
-func (e *entry) cut() {
-	e.reg.mu.Lock()
-	far := e.far
-	e.reg.mu.Unlock()
-	if far != nil {
-		_ = far.Close()
-	}
-	_ = e.tunnel.raw.Close()
-}
-
-// recheck asks every relay under the new ruleset and closes those it forbids.
-func (r *registry) recheck(rules *Ruleset) {
-	type asked struct {
-		e       *entry
-		allowed func(*Ruleset) bool
-	}
-	var all []asked
-	r.mu.Lock()
-	for e := range r.open {
-		if e.allowed != nil {
-			all = append(all, asked{e, e.allowed})
-		}
-	}
-	r.mu.Unlock()
-	for _, a := range all {
-		if rules == nil || !a.allowed(rules) {
-			a.e.cut()
-		}
-	}
 }
 
 // closeAll cuts everything: the drain is over.

@@ -25,10 +25,13 @@ type way uint8
 const (
 	wayExplicit way = iota
 	wayAbsolute
+	waySOCKS
+	wayRedirect
+	wayTProxy
 )
 
 func (w way) String() string {
-	return [...]string{"connect", "absolute"}[w]
+	return [...]string{"connect", "absolute", "socks5", "redirect", "tproxy"}[w]
 }
 
 // metrics have labels from closed sets only, so that no sandbox can make series.

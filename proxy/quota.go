@@ -60,3 +60,11 @@ func metered(nc net.Conn, release func()) net.Conn {
 	}
 	return &plainConn{nc, release}
 }
+
+// bare is the connection under a metered one, which its owner still has to close.
+func bare(nc net.Conn) net.Conn {
+	if m, ok := nc.(*meteredConn); ok {
+		return m.TCPConn
+	}
+	return nc
+}

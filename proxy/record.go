@@ -55,6 +55,10 @@ type facts struct {
 	path     string
 	flow     policy.Flow
 
+	grpc     bool         // who asks speaks gRPC
+	leak     atomic.Int32 // what was found in the body that must not leave, its tag + 1
+	scrubbed int
+	cancel   func() // ends it apart from its connection; nil: it goes with that
 	decision policy.Decision
 	source   *inject.Projection // request-layer credential that was projected
 	cert     *inject.Projection // TLS-layer credential that was offered
@@ -93,8 +97,16 @@ func (x *record) over() {
 
 // refuse answers with ref and records it.
 func (x *record) refuse(w http.ResponseWriter, ref *refusal) {
-	n := ref.write(w, x.id)
-	x.refused(ref, int64(n))
+	x.refused(ref, x.answer(w, ref))
+}
+
+// answer writes a refusal in the words of who asked.
+func (x *record) answer(w http.ResponseWriter, ref *refusal) int64 {
+	if x.grpc {
+		ref.writeGRPC(w, x.id)
+		return 0
+	}
+	return int64(ref.write(w, x.id))
 }
 
 // refused records a refusal whose answer has been written already.

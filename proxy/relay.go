@@ -17,22 +17,22 @@ import (
 
 // relay carries a tunnel whose inside no rule looks at. Both sides stay bare TCP
 // connections, so that the kernel splices between them.
-func (s *Server) relay(ctx context.Context, t *tunnel, f policy.Flow, dec policy.Decision, addrs []netip.Addr, prefix []byte) {
+func (s *Server) relay(ctx context.Context, t *tunnel, b *bound, f policy.Flow, dec policy.Decision, addrs []netip.Addr, prefix []byte) {
 	x := t.begin(s)
-	x.dest, x.protocol, x.decision, x.flow = t.dest, protocolName(f.Protocol), dec, f
-	if addrs == nil {
-		var err error
-		if addrs, err = s.names.lookup(ctx, f.Sandbox.ID, t.dest.host); err != nil {
-			s.closeTunnel(t, prefix, f.Protocol, dialRefusal(err))
-			return
-		}
+	x.dest, x.protocol, x.decision, x.flow = t.dest, f.Protocol.String(), dec, f
+	way, ref := s.routeFor(ctx, b, dec.Proxy)
+	if ref != nil {
+		s.closeTunnel(t, prefix, f.Protocol, ref)
+		return
 	}
-	up, err := s.guard.Dial(ctx, addrs, t.dest.port)
+	up, err := s.upstream.reach(ctx, f.Sandbox.ID, t.dest, addrs, way)
 	if err != nil {
 		s.closeTunnel(t, prefix, f.Protocol, dialRefusal(err))
 		return
 	}
-	defer func() { _ = up.Close() }()
+	metered := up
+	defer func() { _ = metered.Close() }()
+	up = bare(up) // splice needs it
 	if len(prefix) > 0 {
 		if _, err := up.Write(prefix); err != nil {
 			s.closeTunnel(t, prefix, f.Protocol, dialRefusal(err))
@@ -44,7 +44,7 @@ func (s *Server) relay(ctx context.Context, t *tunnel, f policy.Flow, dec policy
 	defer t.handle.unwatch()
 	s.metrics.tunnels.Inc()
 	defer s.metrics.tunnels.Dec()
-	in, out, err := pipe(t.conn, up, s.limits.IdleTimeout)
+	in, out, err := pipe(s.paces.pace(f.Sandbox.ID).slowed(ctx, t.conn), up, s.limits.IdleTimeout)
 	x.bytesIn, x.bytesOut, x.status = in+int64(len(prefix)), out, http.StatusOK
 	if err != nil {
 		x.outcome, x.detail = outcomeAborted, err.Error()

@@ -46,7 +46,8 @@ func newRequestServers(s *Server) *requestServers {
 	rs.edge, rs.tunnel = &edge, &tunnel
 	protos := new(http.Protocols)
 	protos.SetHTTP2(true)
-	protos.SetHTTP1(true) // net/http serves nothing else on a connection that did not negotiate h2; none arrives
+	protos.SetUnencryptedHTTP2(true) // with prior knowledge: the preface has been seen
+	protos.SetHTTP1(true)            // net/http serves nothing else on a connection that did not negotiate h2; none arrives
 	rs.h2 = &http.Server{
 		Handler:           http.HandlerFunc(s.serveInTunnelH2),
 		Protocols:         protos,
@@ -62,9 +63,10 @@ func newRequestServers(s *Server) *requestServers {
 		},
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if tc, ok := c.(*tls.Conn); ok {
-				if rc, ok := tc.NetConn().(*replayConn); ok {
-					return context.WithValue(ctx, tunnelKey{}, rc.t)
-				}
+				c = tc.NetConn()
+			}
+			if rc, ok := c.(*replayConn); ok {
+				return context.WithValue(ctx, tunnelKey{}, rc.t)
 			}
 			return ctx
 		},
@@ -84,11 +86,11 @@ func (rs *requestServers) serveTunnel(t *tunnel) {
 	rs.tunnel.ServeConn(context.WithValue(t.ctx, tunnelKey{}, t), t.drain, t.conn)
 }
 
-// serveH2 hands a connection that negotiated h2 to net/http and waits for its end.
-func (rs *requestServers) serveH2(t *tunnel, tc *tls.Conn) {
-	rc, _ := tc.NetConn().(*replayConn)
+// serveH2 hands a connection that speaks h2, rc or TLS over it, to net/http and waits for
+// its end.
+func (rs *requestServers) serveH2(t *tunnel, c net.Conn, rc *replayConn) {
 	rc.closed = make(chan struct{})
-	if !rs.conns.hand(tc) {
+	if !rs.conns.hand(c) {
 		return
 	}
 	select {
@@ -202,7 +204,7 @@ func checkH2Head(r *http.Request, t *tunnel) *refusal {
 		return &refusal{status: http.StatusRequestHeaderFieldsTooLarge, code: codeBadRequest, detail: "too_many_headers"}
 	case !upperToken(r.Method): // no method that is registered is lower-case; a blank in one would split an h1 request line
 		return &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "bad_method"}
-	case len(hosts) > 1 || len(hosts) == 1 && !t.dest.matches(hosts[0], r.Host, true):
+	case len(hosts) > 1 || len(hosts) == 1 && !t.dest.matches(hosts[0], r.Host, t.tls):
 		return &refusal{status: http.StatusMisdirectedRequest, code: codeMisdirected, detail: "dest_mismatch: Host differs from the tunnel's destination", close: true}
 	case len(cl) > 1 || len(cl) == 1 && r.ContentLength >= 0 && cl[0] != strconv.FormatInt(r.ContentLength, 10):
 		return &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "bad_content_length"}

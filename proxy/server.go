@@ -15,9 +15,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/egressd/egressd/internal/audit"
 	"github.com/egressd/egressd/internal/h1"
+	"github.com/egressd/egressd/proxy/policydns"
 )
 
 // Recorder takes one audit record per decision. Write must not keep r.
@@ -37,11 +39,18 @@ type Guard interface {
 	Dial(ctx context.Context, addrs []netip.Addr, port uint16) (net.Conn, error)
 }
 
+// SSHHosts makes the host keys that egressd shows a sandbox for host, a signed one first.
+type SSHHosts interface {
+	HostSigners(host string, port uint16) ([]ssh.Signer, error)
+}
+
 // Limits bound what sandboxes may hold. Zero fields take the defaults of New.
 type Limits struct {
-	Connections           int // in all; default 20,000
-	ConnectionsPerSandbox int // default 2,000
-	HeaderBytes           int // one request head; default 64 KiB
+	Connections           int   // in all; default 20,000
+	ConnectionsPerSandbox int   // default 2,000
+	HeaderBytes           int   // one request head; default 64 KiB
+	RewriteBodyBytes      int64 // largest body that is read whole to be rewritten or judged; default 1 MiB
+	BandwidthPerSandbox   int64 // bytes per second, each way; 0: no limit
 
 	HandshakeTimeout      time.Duration // request head, TLS handshake; default 10 s
 	SniffTimeout          time.Duration // first bytes of a tunnel; default 5 s
@@ -59,6 +68,7 @@ type Options struct {
 	Leaves   LeafSource
 	Guard    Guard
 	Roots    *x509.CertPool // what upstream certificates are verified against
+	SSHHosts SSHHosts
 	Limits   Limits
 }
 
@@ -82,6 +92,12 @@ type Server struct {
 	live     *registry       // what is open
 	ids      idSource
 
+	memory   *policydns.Memory // what the policy DNS told whom
+	sshHosts SSHHosts
+	watches  *watchlists
+	paces    *bandwidth
+	scrubs   *scrubbers
+
 	janitor   *janitor
 	draining  chan struct{} // closed by Shutdown
 	drainOnce sync.Once
@@ -90,7 +106,7 @@ type Server struct {
 
 // New makes a Server that refuses everything until Use.
 func New(o Options) (*Server, error) {
-	if o.Logger == nil || o.Audit == nil || o.Registry == nil || o.Leaves == nil || o.Guard == nil || o.Roots == nil {
+	if o.Logger == nil || o.Audit == nil || o.Registry == nil || o.Leaves == nil || o.Guard == nil || o.Roots == nil || o.SSHHosts == nil {
 		return nil, errors.New("proxy: an option is missing")
 	}
 	m, err := newMetrics(o.Registry)
@@ -99,7 +115,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		log: o.Logger, audit: o.Audit, metrics: m, leaves: o.Leaves, guard: o.Guard,
-		limits: o.Limits.withDefaults(), backoff: newBackoff(), draining: make(chan struct{}),
+		limits: o.Limits.withDefaults(), sshHosts: o.SSHHosts, paces: newBandwidth(o.Limits.BandwidthPerSandbox), watches: newWatchlists(), scrubs: newScrubbers(), memory: policydns.NewMemory(), backoff: newBackoff(), draining: make(chan struct{}),
 	}
 	s.ids.init()
 	s.live = newRegistry(s.limits.Connections, s.limits.ConnectionsPerSandbox)
@@ -125,6 +141,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	def(&l.Connections, 20000)
 	def(&l.ConnectionsPerSandbox, 2000)
+	if l.RewriteBodyBytes <= 0 {
+		l.RewriteBodyBytes = 1 << 20
+	}
 	def(&l.HeaderBytes, h1.DefaultLimits().HeadBytes)
 	defD(&l.HandshakeTimeout, 10*time.Second)
 	defD(&l.SniffTimeout, 5*time.Second)
@@ -139,6 +158,7 @@ func (l Limits) withDefaults() Limits {
 func (s *Server) Use(r *Ruleset) {
 	s.rules.Store(r)
 	s.live.recheck(r)
+	s.scheduleLease(r)
 }
 
 // SourceChanged ends idle upstream connections that were opened with material of
@@ -152,48 +172,6 @@ func (s *Server) SourceChanged(team, name string) {
 // LastUsed is when material of a source last took part in an exchange of this process,
 // failed ones included; zero if it did not.
 func (s *Server) LastUsed(team, name string) time.Time { return s.upstream.lastUsed(team, name) }
-
-// Serve accepts explicit-proxy connections on ln until Shutdown or until ctx ends,
-// which also cuts what is open. It returns nil after Shutdown.
-func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
-	drain, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var watch sync.WaitGroup
-	defer watch.Wait()
-	watch.Go(func() {
-		select {
-		case <-s.draining:
-		case <-drain.Done():
-		}
-		cancel()
-		_ = ln.Close()
-	})
-	var delay time.Duration
-	for {
-		c, err := ln.Accept()
-		if err != nil {
-			if s.isDraining() || ctx.Err() != nil {
-				return nil
-			}
-			var ne net.Error
-			if !errors.As(err, &ne) {
-				return fmt.Errorf("accept: %w", err)
-			}
-			delay = min(max(2*delay, 5*time.Millisecond), time.Second) // out of descriptors: wait, do not spin
-			s.log.Warn("accept failed", zap.Error(err), zap.Duration("retry_in", delay))
-			time.Sleep(delay)
-			continue
-		}
-		delay = 0
-		if !s.live.reserve() {
-			_ = c.Close()
-			s.metrics.refusals.WithLabelValues(codeLimit).Inc()
-			continue
-		}
-		s.conns.Add(1)
-		go s.serveClient(ctx, drain, c)
-	}
-}
 
 // Shutdown drains: no new connections, requests in flight finish, idle connections
 // close. When ctx ends what is left is cut. It returns ctx's error in that case.
@@ -228,29 +206,6 @@ func (s *Server) isDraining() bool {
 		return true
 	default:
 		return false
-	}
-}
-
-// serveClient owns one client connection from accept to its end.
-func (s *Server) serveClient(ctx, drain context.Context, c net.Conn) {
-	defer s.conns.Done()
-	defer s.live.release()
-	s.metrics.connections.Inc()
-	defer s.metrics.connections.Dec()
-	defer s.recovered("connection")
-	t := &tunnel{srv: s, raw: c, ctx: ctx, drain: drain, way: wayAbsolute, sess: &session{srv: s, claims: claims{addr: remoteAddr(c)}}}
-	var ok bool
-	t.handle, ok = s.live.add(t)
-	defer s.live.remove(t.handle)
-	if !ok {
-		_ = c.Close()
-		s.metrics.refusals.WithLabelValues(codeLimit).Inc()
-		return
-	}
-	s.requests.serveEdge(t)
-	if next := t.next; next != nil { // CONNECT took the connection over
-		t.next = nil
-		next()
 	}
 }
 

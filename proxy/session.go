@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync/atomic"
+	"time"
 
 	"github.com/egressd/egressd/inject"
 	"github.com/egressd/egressd/internal/secret"
@@ -14,6 +15,7 @@ import (
 type Ruleset struct {
 	Policy    *policy.Set
 	Injectors *inject.Table
+	Known     Known // nil: no value is looked for in what leaves
 }
 
 // claims are what a client said and showed about who it is. They are kept for the
@@ -44,7 +46,7 @@ var errNoRules = errors.New("no policy is loaded")
 // atomic load per request while the ruleset stays.
 func (ss *session) bind() (*bound, error) {
 	rules := ss.srv.rules.Load()
-	if b := ss.bound.Load(); b != nil && b.rules == rules {
+	if b := ss.bound.Load(); b != nil && b.rules == rules && !b.over() {
 		return b, nil
 	}
 	b, err := ss.bindTo(rules)
@@ -70,5 +72,40 @@ func (ss *session) bindTo(rules *Ruleset) (*bound, error) {
 	if sb == nil {
 		return nil, policy.ErrUnknownClient
 	}
-	return &bound{rules: rules, sandbox: sb}, nil
+	b := &bound{rules: rules, sandbox: sb}
+	if b.over() {
+		return nil, errLeaseOver
+	}
+	return b, nil
+}
+
+// over: the sandbox's lease of its identity has ended; its address may be another's now.
+func (b *bound) over() bool {
+	return !b.sandbox.LeaseUntil.IsZero() && !time.Now().Before(b.sandbox.LeaseUntil)
+}
+
+var errLeaseOver = errors.New("the sandbox's lease is over")
+
+// scheduleLease makes the janitor end what is open of a sandbox with its lease.
+func (s *Server) scheduleLease(r *Ruleset) {
+	if r == nil || r.Policy == nil {
+		return
+	}
+	var next time.Time
+	now := time.Now()
+	for _, sb := range r.Policy.Sandboxes() {
+		if end := sb.LeaseUntil; end.After(now) && (next.IsZero() || end.Before(next)) {
+			next = end
+		}
+	}
+	if !next.IsZero() {
+		s.janitor.nextLease(next)
+	}
+}
+
+// leaseOver is called when a lease has ended.
+func (s *Server) leaseOver() {
+	r := s.rules.Load()
+	s.live.recheck(r)
+	s.scheduleLease(r)
 }

@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"bufio"
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
@@ -22,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/egressd/egressd/inject"
 	"github.com/egressd/egressd/internal/audit"
@@ -142,7 +144,7 @@ func newStack(t testing.TB, policyYAML string, o options) *stack {
 	}
 	core, logs := observer.New(zap.DebugLevel)
 	s.logs = logs
-	s.srv, err = proxy.New(proxy.Options{Logger: zap.New(core), Audit: s.records, Registry: s.registry, Leaves: s.ca, Guard: s.guard, Roots: s.bed.CA.Pool(), Limits: o.limits})
+	s.srv, err = proxy.New(proxy.Options{Logger: zap.New(core), Audit: s.records, Registry: s.registry, Leaves: s.ca, Guard: s.guard, Roots: s.bed.CA.Pool(), SSHHosts: sshHosts(t), Limits: o.limits})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,6 +161,24 @@ func newStack(t testing.TB, policyYAML string, o options) *stack {
 		s.use(policyYAML)
 	}
 	return s
+}
+
+// oneKey is the host key of every host.
+type oneKey struct{ ssh.Signer }
+
+func (k oneKey) HostSigners(string, uint16) ([]ssh.Signer, error) { return []ssh.Signer{k.Signer}, nil }
+
+func sshHosts(t testing.TB) proxy.SSHHosts {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.NewSignerFromKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return oneKey{signer}
 }
 
 // listenApart takes a port that no origin gets by asking for any: origins are on
@@ -209,7 +229,7 @@ func (s *stack) compile(policyYAML string) (*proxy.Ruleset, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &proxy.Ruleset{Policy: set, Injectors: table}, nil
+	return &proxy.Ruleset{Policy: set, Injectors: table, Known: s.resolver}, nil
 }
 
 func (s *stack) use(policyYAML string) {

@@ -14,22 +14,31 @@ import (
 // leads to. Before dispatch it is owned by its goroutine; afterwards dest, sess, way
 // and tls do not change.
 type tunnel struct {
-	srv    *Server
-	raw    net.Conn // as accepted: bare, so that relays can splice
-	conn   net.Conn // raw with what was read ahead replayed
-	sess   *session
-	way    way
-	dest   dest // of the tunnel; absolute-form requests have their own
-	tls    bool // requests come out of intercepted TLS
-	silent bool // relayed before its client had said what it speaks
-	handle *entry
+	srv     *Server
+	raw     net.Conn // as accepted: bare, so that relays can splice
+	conn    net.Conn // raw with what was read ahead replayed
+	sess    *session
+	way     way
+	dest    dest // of the tunnel; absolute-form requests have their own
+	tls     bool // requests come out of intercepted TLS
+	h2c     bool // HTTP/2 in clear, with prior knowledge
+	silent  bool // relayed before its client had said what it speaks
+	handle  *entry
+	client  netip.Addr // its address
+	flights flights
+	watched atomic.Pointer[watchlist]
 
 	ctx      context.Context //nolint:containedctx // ends when what is open is cut
 	drain    context.Context //nolint:containedctx // ends earlier: when draining begins
 	absolute dest            // of the absolute-form request being served
 	resets   atomic.Int32    // h2 streams given up, less those that finished
 	looks    atomic.Pointer[looks]
-	next     func() // what the connection's owner does after the edge
+	enter    func(*tunnel) // what the way in does first
+	next     func()        // what the connection's owner does after that
+
+	// aimed is the address that a transparent client, or one that resolves names itself,
+	// connected to: no identity, a name is still to be claimed. Invalid: the client said one.
+	aimed netip.AddrPort
 }
 
 // looks is what rules look at in requests to one destination, under one ruleset.

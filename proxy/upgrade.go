@@ -57,7 +57,7 @@ func (s *Server) upgrade(w http.ResponseWriter, resp *http.Response, x *record, 
 	}
 	s.metrics.tunnels.Inc()
 	defer s.metrics.tunnels.Dec()
-	x.bytesIn, x.bytesOut, err = pipe(near, &streamConn{ReadWriteCloser: far}, s.limits.IdleTimeout)
+	x.bytesIn, x.bytesOut, err = pipe(s.paces.pace(f.Sandbox.ID).slowed(t.ctx, near), &streamConn{ReadWriteCloser: far}, s.limits.IdleTimeout)
 	if err != nil {
 		x.outcome, x.detail = outcomeAborted, err.Error()
 	}

@@ -27,6 +27,7 @@ type poolKey struct {
 	dest          dest
 	tls           bool
 	addr          netip.Addr
+	route         string // route.key
 }
 
 // Bounds of the pools. An idle connection is one descriptor at both ends.
@@ -60,6 +61,7 @@ type upstream struct {
 type pool struct {
 	up      *upstream
 	key     poolKey
+	route   route
 	sources []string // "team/name" of the material, for closeIdleOf
 	tls     *clientTLS
 	alpn    atomic.Uint32 // what the origin spoke: alpnUnknown, alpnH1, alpnH2
@@ -87,6 +89,7 @@ var (
 	errNotH2            = errors.New("the origin does not speak h2")
 	errUpstreamLimit    = errors.New("the sandbox has too many upstream connections")
 	errClosed           = errors.New("shutting down")
+	errNoAddress        = errors.New("the name has no address")
 )
 
 func newUpstream(g Guard, n *names, roots *x509.CertPool, l Limits, m *metrics) *upstream {
@@ -104,7 +107,7 @@ func (u *upstream) roundTrip(f *flight, w http.ResponseWriter, r *http.Request, 
 	if err != nil {
 		return nil, err
 	}
-	if r.ProtoMajor == 2 && p.key.tls && !p.websocket && pl.alpn.Load() != alpnH1 || pl.alpn.Load() == alpnH2 && !p.websocket {
+	if r.ProtoMajor == 2 && !p.websocket && pl.alpn.Load() != alpnH1 || pl.alpn.Load() == alpnH2 && !p.websocket {
 		resp, err := pl.roundTripH2(w, r, p)
 		if !errors.Is(err, errNotH2) {
 			return resp, err
@@ -131,7 +134,7 @@ func (u *upstream) pool(p *plan) (*pool, error) {
 	now := time.Now().UnixNano()
 	pl, ok := u.pools.Get(p.key)
 	if !ok {
-		pl = &pool{up: u, key: p.key, sources: p.sources()}
+		pl = &pool{up: u, key: p.key, route: p.route, sources: p.sources()}
 		if p.key.tls {
 			pl.tls = newClientTLS(u.roots, p)
 		}
@@ -157,26 +160,14 @@ func (u *upstream) addIdle(n int) bool {
 // verifies the certificate for the destination's name before a byte is sent.
 func (p *pool) dial(ctx context.Context, alpn ...string) (net.Conn, string, error) {
 	u := p.up
-	addrs := []netip.Addr{p.key.addr}
-	if !p.key.addr.IsValid() {
-		var err error
-		if addrs, err = u.names.lookup(ctx, p.key.sandbox, p.key.dest.host); err != nil {
-			u.metrics.dials.WithLabelValues("lookup_failed").Inc()
-			return nil, "", err
-		}
+	var addrs []netip.Addr
+	if p.key.addr.IsValid() {
+		addrs = []netip.Addr{p.key.addr}
 	}
-	release, ok := u.perSandbox.take(p.key.sandbox)
-	if !ok {
-		u.metrics.dials.WithLabelValues("limited").Inc()
-		return nil, "", errUpstreamLimit
-	}
-	nc, err := u.guard.Dial(ctx, addrs, p.key.dest.port)
+	nc, err := u.reach(ctx, p.key.sandbox, p.key.dest, addrs, p.route)
 	if err != nil {
-		release()
-		u.metrics.dials.WithLabelValues("failed").Inc()
 		return nil, "", err
 	}
-	nc = metered(nc, release)
 	proto := ""
 	if p.tls != nil {
 		if nc, proto, err = p.tls.handshake(ctx, nc, p.key.dest, u.limits.HandshakeTimeout, alpn); err != nil {
@@ -317,6 +308,9 @@ func (p *plan) sources() []string {
 	}
 	if p.cert != nil {
 		s = append(s, p.key.team+"/"+p.cert.Source)
+	}
+	if p.route.login != nil {
+		s = append(s, p.key.team+"/"+p.route.login.Source)
 	}
 	return s
 }

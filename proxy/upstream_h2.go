@@ -26,12 +26,12 @@ func (p *pool) roundTripH2(w http.ResponseWriter, r *http.Request, pl *plan) (*h
 	defer interims.close()
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: interims.pass})
 	header := r.Header
-	if r.ProtoMajor == 1 {
+	if _, named := header["User-Agent"]; r.ProtoMajor == 1 || !named {
 		header = header.Clone() // the transport may read it for longer than the h1 server leaves it to us
 	}
 	out := &http.Request{
 		Method: r.Method, Header: header, Body: r.Body, ContentLength: r.ContentLength, Trailer: r.Trailer,
-		URL: &url.URL{Scheme: "https", Host: pl.authority, Opaque: "//" + pl.authority + pl.target}, Host: pl.authority,
+		URL: &url.URL{Scheme: p.scheme(), Host: pl.authority, Opaque: "//" + pl.authority + pl.target}, Host: pl.authority,
 		Proto: "HTTP/2.0", ProtoMajor: 2,
 	}
 	body := holdBody(out)
@@ -47,6 +47,10 @@ func (p *pool) roundTripH2(w http.ResponseWriter, r *http.Request, pl *plan) (*h
 		return resp, nil
 	}
 	watch.end()
+	var de *dialError
+	if !p.key.tls && !errors.As(err, &de) && p.alpn.CompareAndSwap(alpnUnknown, alpnH1) && idempotent(r.Method) && !pl.trailers && (body == nil || !body.begun.Load()) {
+		return nil, errNotH2 // it did not take the preface; what is repeated here may be
+	}
 	if errors.Is(err, errNotH2) {
 		p.alpn.Store(alpnH1)
 		return nil, err // nothing of the body was read: HTTP/1.1 sends it
@@ -55,11 +59,17 @@ func (p *pool) roundTripH2(w http.ResponseWriter, r *http.Request, pl *plan) (*h
 	if watch != nil && watch.gone.Load() {
 		return nil, errClientGone
 	}
-	var de *dialError
 	if errors.As(err, &de) {
 		return nil, de.error
 	}
 	return nil, fmt.Errorf("%w: %w", errUpstreamResponse, err)
+}
+
+func (p *pool) scheme() string {
+	if p.key.tls {
+		return "https"
+	}
+	return "http"
 }
 
 // heldBody keeps a transport that found no connection from closing a body which
@@ -131,6 +141,10 @@ func (e *dialError) Unwrap() error { return e.error }
 func (p *pool) startH2() {
 	protos := new(http.Protocols)
 	protos.SetHTTP2(true)
+	if !p.key.tls {
+		protos = new(http.Protocols)
+		protos.SetUnencryptedHTTP2(true)
+	}
 	h2 := &http.Transport{
 		Proxy: nil, Protocols: protos, DisableCompression: true, ForceAttemptHTTP2: true,
 		MaxResponseHeaderBytes: int64(p.up.h1lim.HeadBytes), IdleConnTimeout: idleLifetime,
@@ -150,6 +164,13 @@ func (p *pool) startH2() {
 				c := &upConn{nc: nc, h1: h1.NewClientConn(nc, p.up.h1lim), pool: p}
 				c.done(true)
 				return nil, errNotH2
+			}
+			return nc, nil
+		},
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			nc, _, err := p.dial(ctx)
+			if err != nil {
+				return nil, &dialError{err}
 			}
 			return nc, nil
 		},

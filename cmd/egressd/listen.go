@@ -10,15 +10,19 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/egressd/egressd/internal/config"
+	"github.com/egressd/egressd/proxy"
 )
 
 // listeners are all that the daemon accepts on. nil: none configured.
 type listeners struct {
 	proxy, ops, apiTCP, apiUnix net.Listener
+	redirect, tproxy, dnsTCP    []net.Listener // one per family
+	dnsUDP                      []net.PacketConn
 }
 
 // openListeners binds every address, or none.
@@ -42,6 +46,10 @@ func openListeners(ctx context.Context, cfg *config.Config) (*listeners, error) 
 		}
 		*b.at = ln
 	}
+	if err := l.openTransparent(ctx, cfg.Listen); err != nil {
+		l.close()
+		return nil, err
+	}
 	if cfg.API.TLS.CertFile != "" {
 		conf, err := apiTLS(cfg.API.TLS)
 		if err != nil {
@@ -56,6 +64,57 @@ func openListeners(ctx context.Context, cfg *config.Config) (*listeners, error) 
 		return nil, err
 	}
 	return l, nil
+}
+
+// openTransparent binds what is there for clients that know of no proxy.
+func (l *listeners) openTransparent(ctx context.Context, at config.Listen) error {
+	for _, t := range []struct {
+		key, flag, addr string
+		kind            proxy.Kind
+		at              *[]net.Listener
+	}{
+		{"listen.redirect", "--listen-redirect", at.Redirect, proxy.Redirect, &l.redirect},
+		{"listen.tproxy", "--listen-tproxy", at.TProxy, proxy.TProxy, &l.tproxy},
+	} {
+		if t.addr == "" {
+			continue
+		}
+		var err error
+		if *t.at, err = proxy.ListenTransparent(ctx, t.kind, t.addr); err != nil {
+			return listenError(t.key, t.flag, t.addr, err)
+		}
+	}
+	if at.DNS == "" {
+		return nil
+	}
+	// Nothing special is asked of these sockets, but one per family as well: a client must
+	// get its answer from the address that it asked.
+	for _, family := range families(at.DNS) {
+		ln, err := new(net.ListenConfig).Listen(ctx, "tcp"+family, at.DNS)
+		if err != nil {
+			return listenError("listen.dns", "--listen-dns", at.DNS, err)
+		}
+		l.dnsTCP = append(l.dnsTCP, ln)
+		pc, err := new(net.ListenConfig).ListenPacket(ctx, "udp"+family, at.DNS)
+		if err != nil {
+			return listenError("listen.dns", "--listen-dns", at.DNS, err)
+		}
+		l.dnsUDP = append(l.dnsUDP, pc)
+	}
+	return nil
+}
+
+// families are those that an address stands for.
+func families(address string) []string {
+	host, _, _ := net.SplitHostPort(address)
+	switch ip, err := netip.ParseAddr(host); {
+	case err != nil:
+		return []string{"4", "6"}
+	case ip.Is4():
+		return []string{"4"}
+	default:
+		return []string{"6"}
+	}
 }
 
 func listenError(key, flag, addr string, err error) error {
@@ -126,7 +185,7 @@ func apiTLS(t config.TLS) (*tls.Config, error) {
 // own lists the TCP addresses that no sandbox may reach through the proxy.
 func (l *listeners) own() []netip.AddrPort {
 	var out []netip.AddrPort
-	for _, ln := range []net.Listener{l.proxy, l.ops, l.apiTCP} {
+	for _, ln := range slices.Concat([]net.Listener{l.proxy, l.ops, l.apiTCP}, l.redirect, l.tproxy, l.dnsTCP) {
 		if ln == nil {
 			continue
 		}
@@ -138,10 +197,13 @@ func (l *listeners) own() []netip.AddrPort {
 }
 
 func (l *listeners) close() {
-	for _, ln := range []net.Listener{l.proxy, l.ops, l.apiTCP, l.apiUnix} {
+	for _, ln := range slices.Concat([]net.Listener{l.proxy, l.ops, l.apiTCP, l.apiUnix}, l.redirect, l.tproxy, l.dnsTCP) {
 		if ln != nil {
 			_ = ln.Close() // those that served are closed already
 		}
+	}
+	for _, pc := range l.dnsUDP {
+		_ = pc.Close()
 	}
 }
 
@@ -150,4 +212,12 @@ func addrOf(ln net.Listener) string {
 		return ""
 	}
 	return ln.Addr().String()
+}
+
+func addrsOf(lists ...[]net.Listener) []string {
+	var out []string
+	for _, ln := range slices.Concat(lists...) {
+		out = append(out, ln.Addr().String())
+	}
+	return out
 }

@@ -30,6 +30,7 @@ type planeParts struct {
 	store    store.Store
 	opener   store.Opener
 	leaves   *certs.Authority
+	sshHosts *certs.SSHAuthority
 	audit    *audit.Log
 	own      func() []netip.AddrPort // our listeners, which nobody may dial through us
 	load     loadPolicy
@@ -61,11 +62,18 @@ func newPlane(p planeParts) (*plane, error) {
 	if err != nil {
 		return nil, usage("%w", err)
 	}
+	if p.sshHosts == nil {
+		if p.sshHosts, err = certs.NewEphemeralSSH(); err != nil {
+			guard.Close()
+			return nil, fail(exitStore, "ssh host key: %w", err)
+		}
+	}
 	srv, err := proxy.New(proxy.Options{
-		Logger: p.log.Named("proxy"), Audit: p.audit, Registry: p.registry, Leaves: p.leaves, Guard: guard, Roots: roots,
+		Logger: p.log.Named("proxy"), Audit: p.audit, Registry: p.registry, Leaves: p.leaves, Guard: guard, Roots: roots, SSHHosts: p.sshHosts,
 		Limits: proxy.Limits{
 			Connections: p.cfg.Limits.Connections, ConnectionsPerSandbox: p.cfg.Limits.ConnectionsPerSandbox,
-			HeaderBytes: int(p.cfg.Limits.HeaderBytes), HandshakeTimeout: p.cfg.Limits.HandshakeTimeout,
+			HeaderBytes: int(p.cfg.Limits.HeaderBytes), RewriteBodyBytes: p.cfg.Limits.RewriteBodyBytes,
+			BandwidthPerSandbox: p.cfg.Limits.BandwidthPerSandbox, HandshakeTimeout: p.cfg.Limits.HandshakeTimeout,
 			IdleTimeout: p.cfg.Limits.IdleTimeout, ResponseHeaderTimeout: p.cfg.Upstream.ResponseHeaderTimeout,
 		},
 	})
@@ -82,7 +90,7 @@ func newPlane(p planeParts) (*plane, error) {
 			}
 		},
 	})
-	pol := &policies{load: p.load, dir: p.cfg.Policy.Dir, resolver: resolver, sources: p.store, publish: srv.Use, lookup: guard.Lookup,
+	pol := &policies{load: p.load, dir: p.cfg.Policy.Dir, resolver: resolver, known: resolver, sources: p.store, publish: srv.Use, lookup: guard.Lookup,
 		log: p.log.Named("policy"), bootUnfit: p.bootUnfit}
 	return &plane{guard: guard, proxy: srv, resolver: resolver, policies: pol}, nil
 }

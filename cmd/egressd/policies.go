@@ -43,6 +43,7 @@ type policies struct {
 	load     loadPolicy
 	dir      string
 	resolver source.Resolving
+	known    proxy.Known
 	sources  store.Writer
 	publish  func(*proxy.Ruleset)
 	lookup   func(ctx context.Context, host string) ([]netip.Addr, error)
@@ -93,7 +94,7 @@ func (p *policies) reload(ctx context.Context, force bool) (*generation, error) 
 	g := &generation{set: set, table: table, loadedAt: time.Now(), warnings: warnings}
 	p.current.Store(g)
 	p.refused.Store(nil)
-	p.publish(&proxy.Ruleset{Policy: set, Injectors: table})
+	p.publish(&proxy.Ruleset{Policy: set, Injectors: table, Known: p.known})
 	for _, w := range warnings {
 		p.log.Warn("policy warning", zap.String("file", w.File), zap.Int("line", w.Line), zap.String("path", w.Path), zap.String("warning", w.Message))
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/egressd/egressd/internal/certs"
 	"github.com/egressd/egressd/internal/config"
 	"github.com/egressd/egressd/policy"
+	"github.com/egressd/egressd/proxy"
 	"github.com/egressd/egressd/source"
 	"github.com/egressd/egressd/store"
 	"github.com/egressd/egressd/store/sqlite"
@@ -89,6 +90,7 @@ type daemon struct {
 	sealer   store.Sealer
 	opener   store.Opener
 	ca       *certs.Authority
+	sshCA    *certs.SSHAuthority
 	audit    *audit.Log
 	plane    *plane
 	api      *api.Server
@@ -181,6 +183,9 @@ func (d *daemon) openCA(context.Context) (err error) {
 	if d.ca, err = open(cert, key, certs.Options{LeafTTL: d.cfg.Intercept.LeafTTL}); err != nil {
 		return fail(exitStore, "interception CA: %w", err)
 	}
+	if d.sshCA, err = certs.LoadOrCreateSSH(d.cfg.SSHFiles()); err != nil {
+		return fail(exitStore, "ssh host CA: %w", err)
+	}
 	if left := time.Until(d.ca.NotAfter()); left < certs.RenewBefore {
 		d.log.Warn("the interception CA ends soon: make a new one and give it to the sandboxes", zap.Time("not_after", d.ca.NotAfter()))
 	}
@@ -191,7 +196,7 @@ func (d *daemon) openPlane(context.Context) (err error) {
 	d.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	d.plane, err = newPlane(planeParts{
 		cfg: d.cfg, log: d.log, registry: d.registry, kinds: d.kinds, store: d.store, opener: d.opener,
-		leaves: d.ca, audit: d.audit, own: d.ln.own,
+		leaves: d.ca, sshHosts: d.sshCA, audit: d.audit, own: d.ln.own,
 		load:      func() (*policy.Set, []policy.Warning, error) { return policy.LoadDir(d.cfg.Policy.Dir) },
 		bootUnfit: true,
 	})
@@ -218,7 +223,14 @@ func (d *daemon) openAPI(context.Context) (err error) {
 		},
 		Applied: d.plane.resolver.WaitApplied, Policies: d.plane.policies, References: d.plane.policies, CA: d.ca,
 		CheckBound: d.plane.policies.checkBound,
-		Drain:      func(team, name string, _ uint64) { d.plane.proxy.SourceChanged(team, name) },
+		Drain: func(team, name string, version uint64, cut bool) {
+			if cut {
+				d.plane.proxy.CloseSource(team, name, version)
+				return
+			}
+			d.plane.proxy.SourceChanged(team, name)
+		},
+		Connections: openConnections{d.plane.proxy},
 		Ready: func(context.Context) error {
 			if d.draining.Load() {
 				return errDraining
@@ -243,7 +255,7 @@ func (d *daemon) run(ctx context.Context) error {
 
 	g.Go(func() error { return d.plane.resolver.Run(work) })
 	g.Go(func() error { return d.watchPolicy(work) })
-	g.Go(func() error { return d.plane.proxy.Serve(work, d.ln.proxy) })
+	d.serveWaysIn(work, g)
 	g.Go(func() error { return serveHTTP(apiSrv, d.ln.apiUnix) })
 	if d.ln.apiTCP != nil {
 		g.Go(func() error { return serveHTTP(apiSrv, d.ln.apiTCP) })
@@ -257,7 +269,8 @@ func (d *daemon) run(ctx context.Context) error {
 		d.drain(work, apiSrv, opsSrv)
 		return nil
 	})
-	d.log.Info("egressd is ready", zap.String("proxy", addrOf(d.ln.proxy)), zap.String("ops", addrOf(d.ln.ops)),
+	d.log.Info("egressd is ready", zap.String("proxy", addrOf(d.ln.proxy)), zap.Strings("transparent", addrsOf(d.ln.redirect, d.ln.tproxy)), zap.Strings("dns", addrsOf(d.ln.dnsTCP)),
+		zap.String("ops", addrOf(d.ln.ops)),
 		zap.String("api_socket", addrOf(d.ln.apiUnix)), zap.String("api", addrOf(d.ln.apiTCP)), zap.String("state_dir", d.cfg.StateDir),
 		zap.String("version", buildVersion().Version))
 	err := g.Wait()
@@ -266,6 +279,23 @@ func (d *daemon) run(ctx context.Context) error {
 		return fail(exitNetwork, "a part of the daemon failed: %w", err)
 	}
 	return nil
+}
+
+// serveWaysIn starts what sandboxes connect to.
+func (d *daemon) serveWaysIn(ctx context.Context, g *errgroup.Group) {
+	srv := d.plane.proxy
+	if d.ln.proxy != nil {
+		g.Go(func() error { return srv.Serve(ctx, d.ln.proxy) })
+	}
+	for _, ln := range d.ln.redirect {
+		g.Go(func() error { return srv.ServeTransparent(ctx, ln, proxy.Transparent{Kind: proxy.Redirect}) })
+	}
+	for _, ln := range d.ln.tproxy {
+		g.Go(func() error { return srv.ServeTransparent(ctx, ln, proxy.Transparent{Kind: proxy.TProxy}) })
+	}
+	for i := range d.ln.dnsUDP {
+		g.Go(func() error { return srv.ServeDNS(ctx, d.ln.dnsUDP[i], d.ln.dnsTCP[i], proxy.Transparent{}) })
+	}
 }
 
 func serveHTTP(s *http.Server, ln net.Listener) error {

@@ -79,6 +79,7 @@ type Limits struct {
 	ConnectionsPerSandbox int
 	HeaderBytes           int64
 	RewriteBodyBytes      int64
+	BandwidthPerSandbox   int64 // per second and direction; 0: none
 	HandshakeTimeout      time.Duration
 	IdleTimeout           time.Duration
 	DrainTimeout          time.Duration
@@ -133,6 +134,11 @@ func (c *Config) AuditFile() string { return c.orState(c.Audit.File, "audit.json
 // CAFiles are the interception CA's certificate and key.
 func (c *Config) CAFiles() (cert, key string) {
 	return c.orState(c.Intercept.CACertFile, "ca.pem"), c.orState(c.Intercept.CAKeyFile, "ca.key")
+}
+
+// SSHFiles are the private keys of the CA and of the host that sandboxes see over SSH.
+func (c *Config) SSHFiles() (ca, host string) {
+	return filepath.Join(c.StateDir, "ssh_ca.key"), filepath.Join(c.StateDir, "ssh_host.key")
 }
 
 func (c *Config) orState(set, name string) string {

@@ -143,8 +143,8 @@ func TestFaultNamesItsLayer(t *testing.T) {
 	if want := "EGRESSD_LOG_LEVEL: want debug or info or warn or error"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
-	_, err = Load(Input{Flags: flags(t, "--listen-redirect=:15001")})
-	if want := "--listen-redirect: not supported yet"; err == nil || err.Error() != want {
+	_, err = Load(Input{Flags: flags(t, "--upstream-proxy=127.0.0.1:1")})
+	if want := "--upstream-proxy: not supported yet"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }

@@ -62,10 +62,10 @@ func Keys() []Key {
 func listenKeys() []Key {
 	return []Key{
 		text("stateDir", "directory (0700) of CA, sealing keys, store and audit log", func(c *Config) *string { return &c.StateDir }),
-		text("listen.proxy", "address of the forward proxy (CONNECT and absolute-form)", func(c *Config) *string { return &c.Listen.Proxy }),
-		later(text("listen.redirect", "transparent proxy, NAT REDIRECT (not supported yet)", func(c *Config) *string { return &c.Listen.Redirect })),
-		later(text("listen.tproxy", "transparent proxy, TPROXY (not supported yet)", func(c *Config) *string { return &c.Listen.TProxy })),
-		later(text("listen.dns", "policy DNS for sandboxes (not supported yet)", func(c *Config) *string { return &c.Listen.DNS })),
+		text("listen.proxy", "address of the forward proxy: HTTP (CONNECT, absolute-form) and SOCKS5", func(c *Config) *string { return &c.Listen.Proxy }),
+		text("listen.redirect", "transparent proxy behind NAT REDIRECT (Linux), like :15001; empty: none", func(c *Config) *string { return &c.Listen.Redirect }),
+		text("listen.tproxy", "transparent proxy behind TPROXY (Linux, CAP_NET_ADMIN); empty: none", func(c *Config) *string { return &c.Listen.TProxy }),
+		text("listen.dns", "policy DNS for sandboxes, UDP and TCP, like :15053; empty: none", func(c *Config) *string { return &c.Listen.DNS }),
 		text("listen.ops", "address of /healthz /readyz /metrics, empty for none", func(c *Config) *string { return &c.Listen.Ops }),
 	}
 }
@@ -106,6 +106,7 @@ func limitKeys() []Key {
 		number("limits.connectionsPerSandbox", "open connections of one sandbox", func(c *Config) *int { return &c.Limits.ConnectionsPerSandbox }),
 		size("limits.headerBytes", "largest head of a request", func(c *Config) *int64 { return &c.Limits.HeaderBytes }),
 		size("limits.rewriteBodyBytes", "largest body that a placeholder rule may rewrite", func(c *Config) *int64 { return &c.Limits.RewriteBodyBytes }),
+		size("limits.bandwidthPerSandbox", "bytes per second of one sandbox, each way; 0 for no limit", func(c *Config) *int64 { return &c.Limits.BandwidthPerSandbox }),
 		duration("limits.handshakeTimeout", "longest TLS handshake, on either side", func(c *Config) *time.Duration { return &c.Limits.HandshakeTimeout }),
 		duration("limits.idleTimeout", "longest silence on a connection", func(c *Config) *time.Duration { return &c.Limits.IdleTimeout }),
 		duration("limits.drainTimeout", "time for what is open at SIGTERM", func(c *Config) *time.Duration { return &c.Limits.DrainTimeout }),

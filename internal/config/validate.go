@@ -42,11 +42,11 @@ func (c *Config) validate() []fault {
 }
 
 func (c *Config) checkListeners(bad func(string, string, ...any)) {
-	if c.Listen.Proxy == "" {
-		bad("listen.proxy", "must not be empty: it is the only way in")
+	if c.Listen.Proxy == "" && c.Listen.Redirect == "" && c.Listen.TProxy == "" {
+		bad("listen.proxy", "must not be empty where listen.redirect and listen.tproxy are: nothing could come in")
 	}
 	seen := map[string]string{}
-	for _, l := range []struct{ path, addr string }{{"listen.proxy", c.Listen.Proxy}, {"listen.ops", c.Listen.Ops}, {"api.listen", c.API.Listen}} {
+	for _, l := range []struct{ path, addr string }{{"listen.proxy", c.Listen.Proxy}, {"listen.redirect", c.Listen.Redirect}, {"listen.tproxy", c.Listen.TProxy}, {"listen.ops", c.Listen.Ops}, {"api.listen", c.API.Listen}} {
 		if l.addr == "" {
 			continue
 		}
@@ -61,6 +61,11 @@ func (c *Config) checkListeners(bad func(string, string, ...any)) {
 		seen[l.addr] = l.path
 		if l.path == "api.listen" && c.API.TLS.CertFile == "" && !host.IsLoopback() {
 			bad(l.path, "an address beyond loopback needs api.tls.certFile and api.tls.keyFile: tokens would travel in the clear")
+		}
+	}
+	if c.Listen.DNS != "" { // beside TCP it takes UDP, so it may have the port of another
+		if _, _, err := splitListen(c.Listen.DNS); err != nil {
+			bad("listen.dns", "%v", err)
 		}
 	}
 	if p := c.SocketPath(); len(p) > maxSocketPath {
@@ -164,6 +169,7 @@ func (c *Config) checkNumbers(bad func(string, string, ...any)) {
 		{"limits.connectionsPerSandbox", int64(c.Limits.ConnectionsPerSandbox), 1, 10_000_000, plain},
 		{"limits.headerBytes", c.Limits.HeaderBytes, 4 << 10, 16 << 20, formatSize},
 		{"limits.rewriteBodyBytes", c.Limits.RewriteBodyBytes, 0, 1 << 30, formatSize},
+		{"limits.bandwidthPerSandbox", c.Limits.BandwidthPerSandbox, 0, 1 << 40, formatSize},
 	}
 	for _, n := range numbers {
 		if n.v < n.lo || n.v > n.hi {

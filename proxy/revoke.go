@@ -1,0 +1,235 @@
+package proxy
+
+import (
+	"context"
+	"io"
+	"sync"
+
+	"github.com/egressd/egressd/inject"
+	"github.com/egressd/egressd/policy"
+)
+
+// watch makes recheck ask allowed and close both sides when it says no. The ruleset
+// may have changed between the decision and this call, so it is asked at once.
+func (e *entry) watch(allowed func(*Ruleset) bool, far io.Closer) {
+	e.reg.mu.Lock()
+	e.allowed, e.far = allowed, far
+	e.reg.mu.Unlock()
+	if rules := e.tunnel.srv.rules.Load(); rules == nil || !allowed(rules) {
+		e.cut()
+	}
+}
+
+// watchCredential makes cutRevoked ask revoked, which may wait for a source.
+func (e *entry) watchCredential(revoked func() bool) {
+	e.reg.mu.Lock()
+	e.revoked = revoked
+	e.reg.mu.Unlock()
+	if revoked() {
+		e.cut()
+	}
+}
+
+func (e *entry) unwatch() {
+	e.reg.mu.Lock()
+	e.allowed, e.far, e.revoked = nil, nil, nil
+	e.about.stamps = stamps{}
+	e.reg.mu.Unlock()
+}
+
+func (e *entry) cut() {
+	e.reg.mu.Lock()
+	far := e.far
+	e.reg.mu.Unlock()
+	if far != nil {
+		_ = far.Close()
+	}
+	_ = e.tunnel.raw.Close()
+}
+
+// flights are the exchanges that are under way on one connection.
+type flights struct {
+	mu   sync.Mutex
+	one  *record // on HTTP/1.1 there is no other
+	more map[*record]struct{}
+}
+
+func (fl *flights) add(x *record) {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	if fl.one == nil {
+		fl.one = x
+		return
+	}
+	if fl.more == nil {
+		fl.more = map[*record]struct{}{}
+	}
+	fl.more[x] = struct{}{}
+}
+
+// remove comes before x is anybody else's.
+func (fl *flights) remove(x *record) {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	if fl.one == x {
+		fl.one = nil
+		return
+	}
+	delete(fl.more, x)
+}
+
+// each holds the lock: do may read what does not change in a record while it flies, and
+// cut it, and must not wait.
+func (fl *flights) each(do func(x *record)) {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	if fl.one != nil {
+		do(fl.one)
+	}
+	for x := range fl.more {
+		do(x)
+	}
+}
+
+// cutFlight ends one exchange: an h2 stream alone, on HTTP/1.1 the connection. It is called while x flies.
+func (e *entry) cutFlight(x *record) {
+	if x.cancel != nil {
+		x.cancel()
+		return
+	}
+	e.cut()
+}
+
+// entries is what is open now.
+func (r *registry) entries() []*entry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]*entry, 0, len(r.open))
+	for e := range r.open {
+		all = append(all, e)
+	}
+	return all
+}
+
+// recheck asks for everything that is open whether the new ruleset lets it be, and ends
+// what it forbids.
+func (r *registry) recheck(rules *Ruleset) {
+	for _, e := range r.entries() {
+		if !e.stays(rules) {
+			e.cut()
+			continue
+		}
+		e.tunnel.flights.each(func(x *record) {
+			if !x.stays(rules) {
+				e.cutFlight(x)
+			}
+		})
+	}
+}
+
+// stays: whose the connection is has not changed, and what outlives requests on it is allowed.
+func (e *entry) stays(rules *Ruleset) bool {
+	e.reg.mu.Lock()
+	sess, sandbox, allowed := e.sess, e.sandbox, e.allowed
+	e.reg.mu.Unlock()
+	if sess != nil {
+		b, err := sess.bindTo(rules)
+		if err != nil || b.sandbox.ID != sandbox {
+			return false
+		}
+	}
+	return allowed == nil || rules != nil && allowed(rules)
+}
+
+// stays asks a new ruleset about an exchange that is under way.
+func (x *record) stays(rules *Ruleset) bool {
+	b, err := x.sess.bindTo(rules)
+	if err != nil {
+		return false
+	}
+	f := x.flow
+	f.Sandbox = b.sandbox
+	d, was := rules.Policy.Decide(&f), x.decision
+	return d.Action != policy.Deny && (d.Credential == nil) == (was.Credential == nil) && (d.ClientCert == nil) == (was.ClientCert == nil)
+}
+
+// held is one use of a credential by something that is open.
+type held struct {
+	in   *inject.Injector
+	host string
+	port uint16
+}
+
+// cutRevoked ends what goes on with a credential that has been taken away. Asking may wait
+// for a source, so it is done once for each credential and without a lock.
+func (r *registry) cutRevoked() {
+	verdicts := verdicts{}
+	for _, e := range r.entries() {
+		e.reg.mu.Lock()
+		ask := e.revoked
+		e.reg.mu.Unlock()
+		if ask != nil && ask() {
+			e.cut()
+			continue
+		}
+		uses := map[string][2]held{} // by request id
+		e.tunnel.flights.each(func(x *record) {
+			if h := x.held(); h[0].in != nil || h[1].in != nil {
+				uses[x.id] = h
+			}
+		})
+		for id, h := range uses {
+			if !verdicts.gone(e.tunnel.ctx, h[0]) && !verdicts.gone(e.tunnel.ctx, h[1]) {
+				delete(uses, id)
+			}
+		}
+		e.tunnel.flights.each(func(x *record) {
+			if _, cut := uses[x.id]; cut {
+				e.cutFlight(x)
+			}
+		})
+	}
+}
+
+type verdicts map[held]bool
+
+func (v verdicts) gone(ctx context.Context, h held) bool {
+	if h.in == nil {
+		return false
+	}
+	gone, known := v[h]
+	if !known {
+		if gone = revoked(ctx, h.in, h.host, h.port); ctx.Err() == nil {
+			v[h] = gone
+		}
+	}
+	return gone
+}
+
+func (x *record) held() [2]held {
+	p := &x.plan
+	return [2]held{{p.credFrom, x.flow.Host, x.flow.Port}, {p.certFrom, x.flow.Host, x.flow.Port}}
+}
+
+// CloseSource ends what is open with material of a source that is older than version:
+// requests under way, upgraded connections, logins. Idle upstream connections go as well.
+func (s *Server) CloseSource(team, name string, version uint64) {
+	s.upstream.closeIdleOf(team, name)
+	old := func(st stamps) bool {
+		return st.team == team && (st.cred.of(name, version) || st.cert.of(name, version))
+	}
+	for _, e := range s.live.entries() {
+		s.live.mu.Lock()
+		cut := old(e.about.stamps)
+		s.live.mu.Unlock()
+		if cut {
+			e.cut()
+			continue
+		}
+		e.tunnel.flights.each(func(x *record) {
+			if old(x.stamps()) {
+				e.cutFlight(x)
+			}
+		})
+	}
+}
