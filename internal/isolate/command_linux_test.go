@@ -42,6 +42,12 @@ func act(what string, args []string) error {
 		return leave()
 	case "loopback":
 		return errors.Join(talk("127.0.0.1:0"), talk("127.0.0.9:0"), talk("[::1]:0"), talk(own4().String()+":0"), talk("["+own6().String()+"]:0"))
+	case "resolv.conf":
+		b, err := os.ReadFile(resolvConf)
+		if err != nil || !strings.HasSuffix(string(b), "\nnameserver 127.0.0.1\n") || os.WriteFile(resolvConf, nil, 0) == nil {
+			return fmt.Errorf("%q, %w", b, err)
+		}
+		return nil
 	case "interfaces":
 		return interfaces()
 	case "descriptors":
@@ -81,7 +87,7 @@ func refused(network, to string) error {
 		}
 	}
 	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begun) > time.Second {
-		return fmt.Errorf("%s %s: %v after %v", network, to, err, time.Since(begun))
+		return fmt.Errorf("%s %s: %w after %v", network, to, err, time.Since(begun))
 	}
 	return nil
 }

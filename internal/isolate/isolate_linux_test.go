@@ -241,7 +241,7 @@ func TestAttack_B13_B26_the_rest_is_refused(t *testing.T) {
 // TestAttack_B26_no_way_back: the command has no power over the namespace, and none to leave it.
 func TestAttack_B26_no_way_back(t *testing.T) {
 	users(t, func(t *testing.T, uid int) {
-		for _, probe := range []string{"powers", "leave", "loopback", "interfaces"} {
+		for _, probe := range []string{"powers", "leave", "loopback", "interfaces", "resolv.conf"} {
 			if out, errs, code := in(t, uid, nil, probe); code != 0 {
 				t.Errorf("%s: exit code %d\n%s%s", probe, code, out, errs)
 			}

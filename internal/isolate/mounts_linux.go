@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// makeMounts puts /dev/null over each of the sockets: connecting gives ECONNREFUSED. For
-// root, it also makes the kernel's settings read-only: some name programs that the kernel
+// makeMounts puts /dev/null over each of the sockets: connecting gives ECONNREFUSED. It
+// replaces resolv.conf, whose search list is of the network outside: each of its names would
+// be asked for, and refused, before the one that was meant. For root, it also makes the kernel's settings read-only: some name programs that the kernel
 // runs outside.
 func makeMounts(hide []string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
@@ -19,6 +20,9 @@ func makeMounts(hide []string) error {
 		if err := cover(path); err != nil {
 			return fmt.Errorf("hide the socket %s: %w", path, err)
 		}
+	}
+	if err := nameServer(); err != nil {
+		return fmt.Errorf("replace %s: %w", resolvConf, err)
 	}
 	if os.Geteuid() != 0 {
 		return nil
@@ -64,4 +68,27 @@ func readOnly(path string) error {
 		return err
 	}
 	return unix.MountSetattr(unix.AT_FDCWD, path, unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+}
+
+const resolvConf = "/etc/resolv.conf"
+
+// nameServer puts a file of its own over resolv.conf. The file is on a file system that no
+// name leads to once it is mounted.
+func nameServer() error {
+	if _, err := os.Stat(resolvConf); err != nil {
+		return nil //nolint:nilerr // without it, resolvers ask 127.0.0.1, and have no search list
+	}
+	const scratch = "/tmp" // for this moment
+	if err := unix.Mount("tmpfs", scratch, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=64k,mode=755"); err != nil {
+		return err
+	}
+	file := scratch + "/resolv.conf"
+	err := os.WriteFile(file, []byte("# egressd answers, whatever the address\nnameserver 127.0.0.1\n"), 0o644) //nolint:gosec // everybody reads it
+	if err == nil {
+		err = unix.Mount(file, resolvConf, "", unix.MS_BIND, "")
+	}
+	if err == nil {
+		err = unix.Mount("", resolvConf, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	}
+	return errors.Join(err, unix.Unmount(scratch, unix.MNT_DETACH))
 }

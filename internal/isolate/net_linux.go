@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -112,15 +111,7 @@ func (f family) listen(typ, port int) (*os.File, error) {
 	}
 	if err != nil {
 		_ = file.Close()
-		return nil, os.NewSyscallError("listen", syscall.Errno(errnoOf(err)))
+		return nil, err
 	}
 	return file, nil
-}
-
-func errnoOf(err error) unix.Errno {
-	var e unix.Errno
-	if errors.As(err, &e) {
-		return e
-	}
-	return unix.EIO
 }
