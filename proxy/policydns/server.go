@@ -105,14 +105,11 @@ func (s *Server) serveUDP(ctx context.Context, pc net.PacketConn) error {
 	inARow := 0
 	for {
 		n, from, err := read(buf)
-		if ctx.Err() != nil {
-			return nil
-		}
 		if err != nil {
-			if again(ctx, err, &inARow) {
-				continue
+			if !again(ctx, err, &inARow) {
+				return orNil(ctx, err)
 			}
-			return orNil(ctx, err)
+			continue
 		}
 		inARow = 0
 		c, reply := s.admit(from, buf[:n])
@@ -134,10 +131,12 @@ func (s *Server) serveUDP(ctx context.Context, pc net.PacketConn) error {
 
 // orNil: what fails because ctx has ended has not failed.
 func orNil(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	select {
+	case <-ctx.Done():
 		return nil
+	default:
+		return err
 	}
-	return err
 }
 
 // admit says for whom packet is to be answered; that one has a place then, and leave gives

@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"github.com/egressd/egressd/inject"
@@ -140,8 +142,8 @@ func cancelQuery(ctx context.Context, s *wire.Session, packet []byte, timeout ti
 	switch _, err := u.conn.Read(one[:]); {
 	case err == nil:
 		return upstreamFailed("answers a cancel")
-	case ctx.Err() != nil:
-		return refusal(wire.CodeUpstream, "cancelling", ctx.Err())
+	case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded): // either may be first
+		return refusal(wire.CodeUpstream, "cancelling", err)
 	}
 	return nil // closed, by FIN or by RST: it was seen
 }
