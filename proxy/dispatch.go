@@ -61,7 +61,7 @@ func (s *Server) dispatch(ctx context.Context, t *tunnel) {
 		ref = denied(dec)
 	}
 	if ref == nil && t.aimed.IsValid() {
-		ref = s.checkLiteral(t.dest)
+		ref = s.checkLiteral(t.dest) // an address, where no name was claimed for it
 	}
 	if ref != nil {
 		s.closeTunnel(t, prefix, proto, ref)
