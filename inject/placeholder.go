@@ -43,7 +43,9 @@ const (
 //
 // Each call replaces all or returns an error and replaces nothing; a value is never
 // searched for placeholders itself.
-type Placeholders struct{ by *fillings }
+type Placeholders struct {
+	by **fillings // fmt follows a pointer to a struct in fields of others, and no pointer to a pointer
+}
 
 // fillings by place. Immutable.
 type fillings struct {
@@ -74,7 +76,7 @@ func (p *Placeholders) places() *fillings {
 	if p == nil || p.by == nil {
 		return &fillings{}
 	}
-	return p.by
+	return *p.by
 }
 
 // replacementPlan is a replacement, compiled.
@@ -143,7 +145,7 @@ func (p *plan) fillPlaceholders(fields map[string]string) (*Placeholders, error)
 			}
 		}
 	}
-	return &Placeholders{out}, nil
+	return &Placeholders{&out}, nil
 }
 
 // checkFilling is what a value must be for the places that it goes to. A control

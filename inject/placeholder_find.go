@@ -62,6 +62,9 @@ func findEscaped(text string, at []int32, base int, fs []filling, write func(*fi
 
 // apply makes the edits, which are in order, unless the result grows by more than limit.
 func apply(raw string, edits []edit, limit int) (string, error) {
+	if len(edits) == 0 {
+		return raw, nil
+	}
 	grown := 0
 	for _, e := range edits {
 		grown += len(e.with) - (e.to - e.from)

@@ -65,7 +65,9 @@ func TestCompileRefuses(t *testing.T) {
 // What compile believes of kinds is what the kinds say of themselves.
 func TestOffersAgreesWithKinds(t *testing.T) {
 	for _, k := range static.Kinds() {
-		for _, p := range []policy.ProjectionType{policy.HTTPHeaders, policy.UsernamePassword, policy.TLSClientCertificate} {
+		for _, p := range []policy.ProjectionType{
+			policy.HTTPHeaders, policy.UsernamePassword, policy.TLSClientCertificate, policy.PlaceholderSubstitution, policy.AWSSigV4, policy.SSHProxy,
+		} {
 			says := false
 			for _, name := range k.Projections {
 				says = says || name == string(p)
