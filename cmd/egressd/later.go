@@ -5,7 +5,7 @@ import "github.com/spf13/cobra"
 // laterCommands are those of the design that do not exist yet. Whoever types one learns
 // that, rather than that it is unknown.
 var laterCommands = map[string][]string{
-	"egressd": {"provider", "sandbox", "store", "events", "redirect"},
+	"egressd": {"provider", "sandbox", "store", "events"},
 	"source":  {"versions", "rollback", "archive", "copy", "test", "usage", "events", "generate", "keys", "revoke", "import"},
 	"policy":  {"suggest"},
 	"ca":      {"rotate"},

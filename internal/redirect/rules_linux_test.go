@@ -379,6 +379,38 @@ func TestForgedSources(t *testing.T) {
 	}
 }
 
+// TestSourcesBelongToInterfaces: where both are given, neither is believed without the other.
+func TestSourcesBelongToInterfaces(t *testing.T) {
+	for _, mode := range []redirect.Mode{redirect.NAT, redirect.TProxy} {
+		l := newLab(t)
+		s := spec(mode, "interfaces")
+		s.Sources = append(prefixes("10.77.1.2/32", "fd77:1::2/128"), prefixes("192.0.2.2/32", "2001:db8:77::2/128")...)
+		l.install(t, s)
+		families(func(v6 bool, name string) {
+			router := "192.0.2.1:15053"
+			if v6 {
+				router = "[2001:db8:77::1]:15053"
+			}
+			for _, tc := range []struct {
+				from     *testbed.NetNS
+				to, want string
+			}{
+				{l.Sandbox, l.World.HostPort(v6, 53), "dns"},
+				{l.SandboxB, l.World.HostPort(v6, 53), "silence"},
+				{l.World, router, "silence"},
+			} {
+				wait := 2 * time.Second
+				if tc.want == "silence" {
+					wait = 50 * time.Millisecond
+				}
+				if got := udp(t, tc.from, tc.to, "x", wait); got != tc.want {
+					t.Errorf("%s, %s: %s to %s: %s", mode, name, tc.from.Name, tc.to, got)
+				}
+			}
+		})
+	}
+}
+
 func (l *lab) forge(t *testing.T, source, to, text string) {
 	t.Helper()
 	pc := nonlocal(t, l.Sandbox, source)
