@@ -155,7 +155,7 @@ func (b *bridge) keepAlive(ctx context.Context, l *leg) {
 			last = now
 			continue
 		}
-		silent := time.AfterFunc(3*b.o.KeepAlive, func() { _ = l.Close() })
+		silent := time.AfterFunc(max(3*b.o.KeepAlive, leastSilence), func() { _ = l.Close() })
 		_, _, err := l.SendRequest("keepalive@openssh.com", true, nil)
 		silent.Stop()
 		if err != nil {

@@ -320,7 +320,7 @@ func (r *rig) config(lines ...string) string {
 	}
 	known := write(r.t, r.dir+"/known_hosts", r.ca.KnownHostsLine()+"\n")
 	all := append(lines,
-		"Host "+r.host, "  ProxyCommand "+tool(r.t, "nc")+" -N "+h+" "+port, "  User anybody", "  IdentityFile "+r.clientKey, "  IdentitiesOnly yes",
+		"Host "+r.host, "  HostName "+h, "  Port "+port, "  HostKeyAlias "+r.host, "  CheckHostIP no", "  User anybody", "  IdentityFile "+r.clientKey, "  IdentitiesOnly yes",
 		"  UserKnownHostsFile "+known, "  GlobalKnownHostsFile /dev/null", "  StrictHostKeyChecking yes", "  BatchMode yes", "  UpdateHostKeys yes")
 	return write(r.t, r.dir+"/ssh_config", strings.Join(all, "\n")+"\n")
 }

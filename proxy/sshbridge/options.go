@@ -17,6 +17,7 @@ const (
 	// flushTime is how long what one end has sent may still flow when that end is gone.
 	flushTime    = 5 * time.Second
 	defaultAlive = 30 * time.Second
+	leastSilence = 5 * time.Second
 	leastRekey   = 32 << 10
 )
 
@@ -33,7 +34,8 @@ type Options struct {
 	// MaxChannels is how many channels may be open at a time: 10 at most and by default.
 	MaxChannels int
 	// KeepAlive is how long an end may be silent before it is asked for a sign of life; 30 s
-	// if zero. Three times that without an answer end the connection.
+	// if zero. Three times that, and 5 s at
+	// least, without an answer end the connection.
 	KeepAlive time.Duration
 	// RekeyBytes is after how many bytes keys are exchanged anew; 0: as the cipher's RFC
 	// says. It is 32 KiB at least: OpenSSH takes no key exchange before its login is over.

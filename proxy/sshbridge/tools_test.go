@@ -2,7 +2,9 @@ package sshbridge
 
 import (
 	"bytes"
+	"os"
 	"sync"
+	"testing"
 )
 
 // syncBuffer is a bytes.Buffer that may be read while it is written.
@@ -21,4 +23,13 @@ func (s *syncBuffer) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.String()
+}
+
+func readFile(t testing.TB, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
