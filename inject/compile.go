@@ -114,8 +114,8 @@ func (c *compiler) replacements() {
 
 func (c *compiler) ssh() {
 	s := c.b.Projection.SSH
-	if strings.ContainsFunc(s.UpstreamUsername, unicode.IsControl) || len(s.UpstreamUsername) > 255 {
-		c.blame(0, "upstreamUsername holds a control character or is over 255 bytes")
+	if n := len(s.UpstreamUsername); n == 0 || n > 255 || strings.ContainsFunc(s.UpstreamUsername, unicode.IsControl) {
+		c.blame(0, "upstreamUsername is empty, holds a control character or is over 255 bytes")
 	}
 	if len(s.SandboxPublicKeys) == 0 {
 		c.blame(0, "projection has no sandboxPublicKeys: nobody could come in")

@@ -35,7 +35,7 @@ func (Login) MarshalText() ([]byte, error) { return []byte("login [redacted]"), 
 // SSHLogin is what is needed to log in at an SSH server and to let a sandbox in.
 // Immutable.
 type SSHLogin struct {
-	Username    string // upstream; "" is the one that the sandbox gave
+	Username    string // upstream; never empty
 	Signer      ssh.Signer
 	SandboxKeys []ssh.PublicKey // who of the sandbox may come in; at least one
 	KnownHosts  *KnownHosts

@@ -146,6 +146,7 @@ func TestSSHRulesThatAreRefused(t *testing.T) {
 		{"options", func(s *policy.SSHLogin) { s.SandboxPublicKeys[0] = `from="10.0.0.1" ` + authorized(key) }, "has options"},
 		{"weak", func(s *policy.SSHLogin) { s.SandboxPublicKeys[0] = authorized(weakKey) }, "less than 2048 bits"},
 		{"certificate", func(s *policy.SSHLogin) { s.SandboxPublicKeys[0] = authorized(cert) }, "is not supported"},
+		{"no user name", func(s *policy.SSHLogin) { s.UpstreamUsername = "" }, "upstreamUsername"},
 		{"C13 user name", func(s *policy.SSHLogin) { s.UpstreamUsername = "git\nx" }, "upstreamUsername"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -97,10 +97,12 @@ func checkPlaceholder(r policy.Replacement, earlier []replacementPlan) error {
 		return fmt.Errorf("placeholder has %d bytes (%d–%d)", len(p), minPlaceholder, maxPlaceholder)
 	case r.Locations == 0 || r.Locations&^all != 0:
 		return errors.New("placeholder has no locations")
-	case strings.ContainsAny(p, `%&"'\<>`):
-		return errors.New(`placeholder holds one of % & " ' \ < >`)
-	case r.Locations&policy.InPath != 0 && strings.ContainsAny(p, "/?#;"):
-		return errors.New("placeholder holds one of / ? # ; and cannot stand in a path")
+	case strings.ContainsAny(p, "\"'`\\"):
+		return errors.New("placeholder holds a quote or a backslash")
+	case r.Locations&policy.InBody != 0 && strings.Contains(p, "%"):
+		return errors.New("placeholder holds % and cannot stand in a form")
+	case r.Locations&(policy.InPath|policy.InQuery) != 0 && percentEncode(p) != p:
+		return errors.New("placeholder holds more than letters, digits and - . _ ~ and cannot stand in a path or query")
 	}
 	for _, c := range []byte(p) {
 		if c <= ' ' || c > '~' {

@@ -64,7 +64,8 @@ func formOf(contentType string) (bodyForm, map[string]string) {
 
 // Body replaces in a whole body and returns how many placeholders it replaced; out is body
 // itself when that is none. In form data it works as in a query, in JSON inside string
-// literals, in XML and HTML with the five entities, in text as it is, in
+// literals, in XML and HTML with the five entities (a placeholder that the client has
+// written with entities is not found), in text as it is, in
 // multipart/form-data in each part by its own type; every other byte stays. The error is
 // ErrEncodedBody for every Content-Encoding but identity, ErrBodyForm, ErrBodySyntax,
 // ErrUnsafePlace, or ErrGrowth over 1 MiB more than body.

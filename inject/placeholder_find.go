@@ -97,7 +97,7 @@ func unpercent(raw string) (text string, at []int32) {
 	out := make([]byte, 0, len(raw))
 	at = make([]int32, 0, len(raw)+1)
 	for i := 0; i < len(raw); {
-		at = append(at, int32(i)) //nolint:gosec // bodies and targets are far smaller
+		at = append(at, int32(i))
 		if hi, lo := hexAt(raw, i+1), hexAt(raw, i+2); raw[i] == '%' && hi >= 0 && lo >= 0 {
 			out = append(out, byte(hi<<4|lo))
 			i += 3
@@ -106,7 +106,7 @@ func unpercent(raw string) (text string, at []int32) {
 		out = append(out, raw[i])
 		i++
 	}
-	return string(out), append(at, int32(len(raw))) //nolint:gosec // as above
+	return string(out), append(at, int32(len(raw)))
 }
 
 // hexAt is the value of the hex digit at s[i], -1 if there is none.

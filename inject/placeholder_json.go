@@ -53,7 +53,7 @@ func unescapeJSON(raw string) (text string, at []int32) {
 	out := make([]byte, 0, len(raw))
 	at = make([]int32, 0, len(raw)+1)
 	for i := 0; i < len(raw); {
-		at = append(at, int32(i)) //nolint:gosec // bodies are far smaller
+		at = append(at, int32(i))
 		c, width := raw[i], 1
 		if c == '\\' {
 			c, width = no, 2
@@ -72,7 +72,7 @@ func unescapeJSON(raw string) (text string, at []int32) {
 		out = append(out, c)
 		i = min(i+width, len(raw))
 	}
-	return string(out), append(at, int32(len(raw))) //nolint:gosec // as above
+	return string(out), append(at, int32(len(raw)))
 }
 
 // hex4 is the value of the four digits at s[i], -1 if they are none.

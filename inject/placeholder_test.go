@@ -270,9 +270,11 @@ func TestPlaceholdersThatAreRefused(t *testing.T) {
 		{"blank", []policy.Replacement{replacement("a place holder", "x", policy.InBody)}, "a blank"},
 		{"line end", []policy.Replacement{replacement("place\nholder", "x", policy.InBody)}, "control character"},
 		{"non-ASCII", []policy.Replacement{replacement("platzhälter", "x", policy.InBody)}, "not ASCII"},
-		{"quote", []policy.Replacement{replacement(`place"holder`, "x", policy.InBody)}, "placeholder holds one of"},
-		{"percent", []policy.Replacement{replacement(`place%20holder`, "x", policy.InBody)}, "placeholder holds one of"},
+		{"quote", []policy.Replacement{replacement(`place"holder`, "x", policy.InHeader)}, "a quote or a backslash"},
+		{"backslash", []policy.Replacement{replacement(`place\holder`, "x", policy.InHeader)}, "a quote or a backslash"},
+		{"percent", []policy.Replacement{replacement(`place%20holder`, "x", policy.InBody)}, "cannot stand in a form"},
 		{"slash in a path", []policy.Replacement{replacement("place/holder", "x", policy.InPath)}, "cannot stand in a path"},
+		{"braces in a query", []policy.Replacement{replacement("{placeholder}", "x", policy.InQuery)}, "cannot stand in a path or query"},
 		{"no place", []policy.Replacement{replacement(ph, "x", 0)}, "no locations"},
 		{"unknown place", []policy.Replacement{replacement(ph, "x", 1<<7)}, "no locations"},
 		{"template", []policy.Replacement{replacement(ph, "{{ .a", policy.InBody)}, "replacement 1: template does not parse"},
@@ -289,6 +291,11 @@ func TestPlaceholdersThatAreRefused(t *testing.T) {
 				t.Errorf("%v, want %s", err, tc.want)
 			}
 		})
+	}
+	h0 := http.Header{"X": {"a <{TOKEN}>%=+"}}
+	angles := placeholders(t, map[string]string{"v": "s"}, replacement("<{TOKEN}>%", "{{ .v }}", policy.InHeader))
+	if n, err := angles.Header(h0); n != 1 || err != nil || h0["X"][0] != "a s=+" {
+		t.Errorf("%q, %v", h0, err)
 	}
 	// One placeholder may be two values in two places.
 	p := placeholders(t, map[string]string{"v": "s/s"}, replacement(ph, "{{ .v }}", policy.InHeader), replacement(ph, "{{ .v | b64enc }}", policy.InQuery))

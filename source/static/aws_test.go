@@ -119,7 +119,7 @@ func TestKeyText(t *testing.T) {
 	}{
 		"OpenSSH":  {plain, "", 8},
 		"locked":   {locked, "fake-passphrase", 9},
-		"PKCS #1":  {&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(rsaKey)}, "", 40},
+		"PKCS #1":  {&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(rsaKey)}, "", 16},
 		"SEC 1":    {&pem.Block{Type: "EC PRIVATE KEY", Bytes: ecDER}, "", 3},
 		"one line": {&pem.Block{Type: "PRIVATE KEY", Bytes: edDER}, "", 1},
 	} {

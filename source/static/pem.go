@@ -145,13 +145,15 @@ func parseKey(block *pem.Block) (crypto.Signer, string) {
 	return signer, ""
 }
 
-// minKeyLine is how long a line of PEM must be to tell one key from all others.
-const minKeyLine = 32
+const (
+	minKeyLine  = 32 // bytes: what a line of PEM must have to tell one key from all others
+	maxKeyLines = 16 // of one key; each is searched for in many spellings
+)
 
 // keyText is what a private key is recognised by in traffic: the lines of its base64, as
 // every way of quoting PEM leaves those whole (raw, JSON, one line without breaks). The
-// first line of several is left out: it is the same in many keys. Text of another width
-// is not recognised.
+// first line of several is left out, as it is the same in many keys, and of many lines the
+// last stand for all. Text of another width is not recognised.
 func keyText(text string) []secret.String {
 	var out []secret.String
 	inside, first := false, true
@@ -176,5 +178,5 @@ func keyText(text string) []secret.String {
 			out = append(out, secret.New(line))
 		}
 	}
-	return out
+	return out[max(0, len(out)-maxKeyLines):]
 }
