@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -97,8 +98,8 @@ func TestRedirectWithoutPrivilege(t *testing.T) {
 			args = append(args, "--port", "15001", "--interface", "sandbox0")
 		}
 		out, err := router.Command(t, "setpriv", args...).CombinedOutput()
-		exit, ok := err.(*exec.ExitError)
-		if !ok || exit.ExitCode() != exitNetwork || !strings.HasPrefix(string(out), "egressd: netfilter rules need CAP_NET_ADMIN in this network namespace: run it as root") {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != exitNetwork || !strings.HasPrefix(string(out), "egressd: netfilter rules need CAP_NET_ADMIN in this network namespace: run it as root") {
 			t.Errorf("%s: %v: %s", command, err, out)
 		}
 	}
