@@ -103,6 +103,9 @@ func TestWarnings(t *testing.T) {
         - {ref: u, sourceRef: s, projection: {type: username_password}}
         - {ref: k, sourceRef: s, projection: {type: http_headers, httpHeaders: {headers: [{name: X-Key, valueTemplate: x}]}}}
         - {ref: c, sourceRef: s, projection: {type: tls_client_certificate}}
+        - {ref: w, sourceRef: s, projection: {type: aws_sigv4}}
+        - {ref: h, sourceRef: s, projection: {type: ssh_proxy, sshProxy: {upstreamUsername: u, sandboxPublicKeys: [` + testKey + `], knownHosts: ["* ` + testKey + `"]}}}
+        - {ref: p, sourceRef: s, projection: {type: placeholder_substitution, placeholderSubstitution: {replacements: [{placeholder: placeholder, valueTemplate: x, locations: [body]}]}}}
 `
 	const head = "apiVersion: egressd/v1\nsandboxes:\n  - id: s\n    identify: {sourceCIDRs: [10.0.0.1/32]}\n    network:\n      egress:\n        "
 	rules := func(lines ...string) string {
@@ -128,6 +131,20 @@ func TestWarnings(t *testing.T) {
 		{"other hosts", rules("{name: one, credentialRef: b, domains: [a.test]}", "{name: two, credentialRef: b, domains: [aa.test, \"*.b.test\"]}"), ""},
 		{"other addresses", rules("{name: one, credentialRef: b, domains: [a.test], cidrs: [10.0.0.0/8]}", "{name: two, credentialRef: b, domains: [a.test], cidrs: [11.0.0.0/8, \"2001:db8::/32\"]}"), ""},
 		{"other protocols", rules("{name: one, credentialRef: b, domains: [a.test], protocol: http, allowCleartext: true}", "{name: two, credentialRef: b, domains: [a.test], protocol: https}"), ""},
+		{"signatures", rules("{name: one, credentialRef: w, domains: [x.test]}", "{name: two, credentialRef: u, protocol: https, domains: [x.test]}"), same("header Authorization")},
+		{"placeholders", rules("{name: one, credentialRef: p, domains: [x.test]}", "{name: two, credentialRef: u, domains: [x.test]}"),
+			`p.yaml:9:13: sandboxes[0].network.egress.credentialRules[1]: the credential rules "one" and "two" overlap; only the first applies where both match`},
+		{"logins", rules("{name: one, credentialRef: u, domains: [x.test], protocol: redis}", "{name: two, credentialRef: u, domains: [x.test], protocol: redis}"), same("login")},
+		{"a login and all", rules("{name: one, credentialRef: u, domains: [x.test], protocol: redis}", "{name: two, credentialRef: u, domains: [x.test]}"), same("login")},
+		{"ssh logins", rules("{name: one, credentialRef: h, domains: [x.test], protocol: ssh}", "{name: two, credentialRef: h, domains: [x.test]}"), same("login")},
+		{"other logins", rules("{name: one, credentialRef: u, domains: [x.test], protocol: redis}", "{name: two, credentialRef: u, domains: [x.test], protocol: mqtt}"), ""},
+		{"a login and requests", rules("{name: one, credentialRef: u, domains: [x.test], protocol: redis}", "{name: two, credentialRef: b, domains: [x.test]}"), ""},
+		{"a login and httpMatch", rules("{name: one, credentialRef: u, domains: [x.test], protocol: redis}", "{name: two, credentialRef: u, domains: [x.test], httpMatch: {methods: [GET]}}"), ""},
+		{"ssh and requests", rules("{name: one, credentialRef: h, domains: [x.test]}", "{name: two, credentialRef: u, domains: [x.test]}"), ""},
+		{"unused template's proxy", minimal + "templates: [{name: t, network: {egress: {proxy: {type: http, address: 'p.test:1', credentialRef: later}}}}]\n",
+			`p.yaml:2:98: templates[0].network.egress.proxy.credentialRef: there is no credential binding "later"`},
+		{"B27 repositories: []", head + "protocolRules: [{protocol: git, git: {repositories: {allowed: []}}}]\n",
+			"p.yaml:7:71: sandboxes[0].network.egress.protocolRules[0].git.repositories.allowed: an empty allowed list allows nothing; leave it out to allow everything"},
 		{"one is off", rules("{name: one, credentialRef: b, domains: [a.test]}", "{name: two, credentialRef: b, domains: [a.test], rollout: disabled}"), ""},
 		{"http that is refused", rules("{name: one, credentialRef: b, domains: [a.test], protocol: http}"),
 			"p.yaml:8:13: sandboxes[0].network.egress.credentialRules[0]: protocol http without allowCleartext: true never applies, and cleartext requests that match are refused"},
@@ -225,6 +242,19 @@ func TestView(t *testing.T) {
 	}
 	if one := v.Sandboxes[1]; one.ID != "one" || one.Network != nil || one.SourceCIDRs[0] != "10.0.0.1/32" {
 		t.Errorf("%+v", one)
+	}
+	data, err = json.Marshal(compileText(t, dataPlane).View())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"proxy":{"type":"socks5","address":"proxy.test:1080","credentialRef":"out"}`, `"projection":"placeholder_substitution","placeholders":2`,
+		`"region":"eu-west-1","service":"s3"`, `"sandboxPublicKeys":1,"knownHosts":5,"upstreamUsername":"git"`, `"protocol":"git"`, `"scrub":true`} {
+		if !strings.Contains(string(data), want) {
+			t.Errorf("no %s in %s", want, data)
+		}
+	}
+	if strings.Contains(string(data), "canary") {
+		t.Errorf("the view holds a placeholder: %s", data)
 	}
 	want := ruleView{Name: "off", File: "policy.yaml", Line: 10, CredentialRef: "b", Rollout: "disabled", FailurePolicy: "fail-closed", Domains: []string{"z.test"}}
 	if diff := cmp.Diff(want, v.Templates[0].Credential[2]); diff != "" {
@@ -331,7 +361,7 @@ func FuzzCompile(f *testing.F) {
 			t.Fatal(err)
 		}
 		for _, sb := range set.Sandboxes() {
-			for p := Undetermined; p <= SSH; p++ {
+			for p := Undetermined; p <= MongoDB; p++ {
 				fl := &Flow{Sandbox: sb, Host: "api.code.example.com", Port: 443, Protocol: p, Request: p == TLS, Method: "GET", Path: "/a"}
 				d := set.Decide(fl)
 				if _, told := set.explain(fl); !told.Same(&d) {

@@ -34,7 +34,7 @@ const (
 // refuses says why a git request may not pass, or "".
 func (p *gitPolicy) refuses(r *gitRequest) string {
 	switch lists := &p.repositories; {
-	case r.odd:
+	case r.odd || hasSuffixFold(r.repo, ".git"):
 		return "a form of git request that no client sends"
 	case r.write && !p.push:
 		return "git push is not allowed"
@@ -61,8 +61,8 @@ func (p *gitPolicy) refusesHTTP(f *Flow) (why string, about bool) {
 // repositoryName gives the name that patterns are compared with.
 func repositoryName(path string) string {
 	path = strings.Trim(path, "/")
-	if n := len(path) - len(".git"); n > 0 && strings.EqualFold(path[n:], ".git") {
-		path = strings.TrimSuffix(path[:n], "/")
+	if name, ok := strings.CutSuffix(path, ".git"); ok && name != "" {
+		path = strings.TrimSuffix(name, "/")
 	}
 	return path
 }
@@ -88,7 +88,7 @@ func gitOverHTTP(f *Flow) (r gitRequest, ok bool) {
 		// Whether a batch uploads stands in its body, which is not seen here.
 		return gitRequest{repo: repositoryName(path[:i]), write: !reads}, true
 	}
-	if i, found := gitFile(path); found {
+	if i, found := gitFile(path, reads); found {
 		return gitRequest{repo: repositoryName(path[:i]), write: !reads}, true
 	}
 	switch f.Method {
@@ -151,18 +151,20 @@ func gitPair(path, a, b string) (repo int, rest string, found bool) {
 	return 0, "", false
 }
 
-// gitFile looks for what a plain file server would serve of a repository: anything below a
-// segment that ends in ".git", HEAD, or what stands in objects.
-func gitFile(path string) (repo int, found bool) {
+// gitFile looks for what a plain file server would serve, or take, of a repository:
+// anything at or below a segment that ends in ".git", objects, and with a method that
+// writes, refs.
+func gitFile(path string, reads bool) (repo int, found bool) {
 	for i := 0; i < len(path); {
 		end := segmentEnd(path, i+1)
 		seg := bareSegment(path[i+1 : end])
+		below := path[min(end+1, len(path)):]
 		switch {
-		case len(seg) > len(".git") && strings.EqualFold(seg[len(seg)-len(".git"):], ".git"):
+		case len(seg) > len(".git") && hasSuffixFold(seg, ".git"):
 			return i + 1 + len(seg), true
-		case strings.EqualFold(seg, "objects") && end < len(path) && isGitObject(path[end+1:]):
+		case strings.EqualFold(seg, "objects") && isGitObject(below):
 			return i, true
-		case seg == "HEAD" && end == len(path) && i > 0:
+		case strings.EqualFold(seg, "refs") && !reads && isGitRef(below):
 			return i, true
 		}
 		i = end
@@ -170,17 +172,24 @@ func gitFile(path string) (repo int, found bool) {
 	return 0, false
 }
 
-// isGitObject reports what stands behind objects/: info/…, pack/… or the two halves of a
-// hash.
-func isGitObject(rest string) bool {
-	first, second, ok := strings.Cut(rest, "/")
+func isGitRef(below string) bool {
+	first, _, ok := strings.Cut(below, "/")
+	return ok && (strings.EqualFold(first, "heads") || strings.EqualFold(first, "tags"))
+}
+
+// isGitObject reports what stands below objects: the lists in info, packs, and the two
+// halves of a hash.
+func isGitObject(below string) bool {
+	first, second, ok := strings.Cut(below, "/")
 	if !ok {
 		return false
 	}
-	if strings.EqualFold(first, "info") || strings.EqualFold(first, "pack") {
-		return true
-	}
-	if len(first) != 2 || len(second) < 38 {
+	switch {
+	case strings.EqualFold(first, "info"):
+		return looseSegment(second, "packs") || looseSegment(second, "alternates") || looseSegment(second, "http-alternates")
+	case strings.EqualFold(first, "pack"):
+		return len(second) > len("pack-") && strings.EqualFold(second[:len("pack-")], "pack-")
+	case len(first) != 2 || len(second) < 38:
 		return false
 	}
 	for _, s := range [...]string{first, second[:38]} {
@@ -191,6 +200,10 @@ func isGitObject(rest string) bool {
 		}
 	}
 	return true
+}
+
+func hasSuffixFold(s, suffix string) bool {
+	return len(s) >= len(suffix) && strings.EqualFold(s[len(s)-len(suffix):], suffix)
 }
 
 func segmentEnd(path string, from int) int {
@@ -206,13 +219,11 @@ func looseSegment(seg, name string) bool {
 	return len(seg) >= len(name) && strings.EqualFold(bareSegment(seg), name)
 }
 
+// bareSegment drops parameters, and dots and spaces at the end.
 func bareSegment(seg string) string {
 	seg, _, _ = strings.Cut(seg, ";")
 	for {
-		bare := strings.TrimRight(seg, ".~")
-		for _, tail := range [...]string{"%20", "%2B", "%25"} {
-			bare = strings.TrimSuffix(bare, tail)
-		}
+		bare := strings.TrimSuffix(strings.TrimRight(seg, "."), "%20")
 		if bare == seg {
 			return seg
 		}
@@ -274,7 +285,9 @@ func gitBody(h http.Header, service string) bool {
 			continue
 		}
 		for _, v := range vals {
-			if name, ok := strings.CutPrefix(v, "application/x-"); !ok || strings.TrimSuffix(name, "-request") != service {
+			name, typed := strings.CutPrefix(v, "application/x-")
+			name, asked := strings.CutSuffix(name, "-request")
+			if !typed || !asked || name != service {
 				return false
 			}
 		}

@@ -129,6 +129,17 @@ agent-7 tls example.com:443 => deny default_mode
 billing-job tls billing.example.com:443 POST /x => inspect traffic_rule rule=billing cred=billing-token cert=billing-certificate strip
 billing-job tls billing.example.com:8443 POST /x => inspect traffic_rule rule=billing cert=billing-certificate strip
 billing-job http legacy.corp.example.com:8080 GET /x => inspect traffic_rule rule=legacy cred=legacy-login strip
+builder-1 ssh git.example.com:22 addr=192.0.2.1 exec=git-upload-pack 'acme/tool.git' => inspect traffic_rule rule=git-ssh cred=git-ssh proxy=socks5
+builder-1 ssh git.example.com:22 addr=192.0.2.1 exec=git-receive-pack 'acme/tool.git' => deny protocol_rule rule=git-read-only
+builder-1 ssh git.example.com:22 addr=192.0.2.1 shell => deny protocol_rule rule=git-read-only
+builder-1 tls git.example.com:443 addr=192.0.2.1 GET /acme/tool.git/info/refs?service=git-upload-pack => inspect traffic_rule rule=git-https cred=git-https strip proxy=socks5
+builder-1 tls git.example.com:443 addr=192.0.2.1 GET /acme/payroll/info/refs?service=git-upload-pack => deny protocol_rule rule=git-read-only
+builder-1 redis+tls cache.example.com:6380 addr=192.0.2.1 => inspect traffic_rule rule=databases cred=cache proxy=socks5
+builder-1 redis cache.example.com:6380 addr=192.0.2.1 => deny unknown_protocol
+builder-1 postgres db.example.com:5432 addr=192.0.2.1 => inspect traffic_rule rule=databases cred=database proxy=socks5
+builder-1 tls a.s3.eu-west-1.objects.example.net:443 addr=192.0.2.1 PUT /k => inspect traffic_rule rule=services cred=objects strip proxy=socks5
+builder-1 tls sdk.example.net:443 addr=192.0.2.1 POST /v1 => inspect traffic_rule rule=services cred=sdk strip proxy=socks5
+builder-1 tls tools.example.com:443 addr=192.0.2.1 POST /mcp => inspect traffic_rule rule=services cred=tools strip mcp=tools proxy=socks5
 newcomer tls other.example.com:443 => pass default_mode report
 `)
 }

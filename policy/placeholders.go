@@ -42,7 +42,7 @@ func placeholdersOf(creds []*CredentialRule) []Placeholder {
 }
 
 // maxPlaceholders bounds the comparison of all with all.
-const maxPlaceholders = 1000
+const maxPlaceholders = 256
 
 // checkPlaceholders refuses placeholders that cannot be told apart in a request.
 func (c *compiler) checkPlaceholders(n *networkDecl) {

@@ -24,26 +24,26 @@ func compileText(t testing.TB, yaml string) *Set {
 	return set
 }
 
-// parseFlow reads "sandbox protocol host:port [addr=A] [METHOD path[?query]] [Name:value]…".
+// parseFlow reads "sandbox protocol[+tls] host:port [addr=A] [METHOD path[?query]]
+// [Name:value]…", or behind the port "shell", "forwarding", "subsystem=name" or, to the end
+// of the line, "exec=command".
 func parseFlow(t testing.TB, set *Set, line string) *Flow {
 	t.Helper()
+	line, command, exec := strings.Cut(strings.TrimSpace(line), " exec=")
 	words := strings.Fields(line)
 	if len(words) < 3 {
 		t.Fatalf("flow %q: too short", line)
 	}
 	f := &Flow{Sandbox: set.Sandbox(words[0])}
-	switch words[1] {
-	case "undetermined":
-	case "unknown":
-		f.Protocol = Unknown
-	case "http":
-		f.Protocol = HTTP
-	case "tls":
-		f.Protocol = TLS
-	case "ssh":
-		f.Protocol = SSH
-	default:
-		t.Fatalf("flow %q: protocol %q", line, words[1])
+	if exec {
+		f.Request, f.SSH = true, SSHRequest{Kind: SSHExec, Text: command}
+	}
+	var word string
+	word, f.InTLS = strings.CutSuffix(words[1], "+tls")
+	for f.Protocol.String() != word || word == "unknown" && f.Protocol != Unknown {
+		if f.Protocol++; f.Protocol > MongoDB {
+			t.Fatalf("flow %q: protocol %q", line, word)
+		}
 	}
 	i := strings.LastIndexByte(words[2], ':')
 	host, err := CanonicalHost(words[2][:i])
@@ -59,6 +59,10 @@ func parseFlow(t testing.TB, set *Set, line string) *Flow {
 		w := words[i]
 		if a, ok := strings.CutPrefix(w, "addr="); ok {
 			f.Addr = netip.MustParseAddr(a)
+			continue
+		}
+		if f.SSH = sshWord(w); f.SSH.Kind != SSHNothing {
+			f.Request = true
 			continue
 		}
 		if name, val, ok := strings.Cut(w, ":"); ok && !strings.HasPrefix(w, "/") {
@@ -77,6 +81,19 @@ func parseFlow(t testing.TB, set *Set, line string) *Flow {
 		f.RawQuery = query
 	}
 	return f
+}
+
+func sshWord(w string) SSHRequest {
+	name, sub := strings.CutPrefix(w, "subsystem=")
+	switch {
+	case sub:
+		return SSHRequest{Kind: SSHSubsystem, Text: name}
+	case w == "shell":
+		return SSHRequest{Kind: SSHShell}
+	case w == "forwarding":
+		return SSHRequest{Kind: SSHForwarding}
+	}
+	return SSHRequest{}
 }
 
 // sayDecision is the form of the expectations in testdata/decide.
@@ -99,6 +116,12 @@ func sayDecision(d Decision) string {
 	}
 	if d.StripClientAuth {
 		s += " strip"
+	}
+	if d.MCP != nil {
+		s += " mcp=" + strings.ReplaceAll(d.MCP.String(), ", ", ",")
+	}
+	if d.Proxy != nil {
+		s += " proxy=" + string(d.Proxy.Type)
 	}
 	if d.Report {
 		s += " report"

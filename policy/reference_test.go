@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -22,15 +23,21 @@ type refRule struct {
 	methods   []string // httpMatch
 	prefixes  []string
 	denied    []string // protocol rule: methods
-	proto     string   // credential rule
+	proto     string   // protocol rule, credential rule
 	cleartext bool
 	disabled  bool
 	cert      bool
 	keep      bool
+	ref       string // credential rule: the binding
+
+	// protocol rules
+	lists            [][]string // denied and allowed; of ssh first for commands, then for subsystems
+	shell            string     // "", true, false
+	forwarding, push bool
 }
 
 type refPolicy struct {
-	allowAll, report            bool
+	allowAll, report, proxy     bool
 	traffic, protocol, credents []refRule
 }
 
@@ -161,6 +168,18 @@ func (p refPolicy) covered(f *Flow) int {
 
 // decide gives "needaddr", "deny", "pass", "inspect" or "inspect cred cert".
 func (p refPolicy) decide(f *Flow) string {
+	if f.Request && f.Protocol == SSH {
+		p.report = false // the credential is on it already
+		if got := p.connection(f); !strings.HasPrefix(got, "inspect") {
+			return map[bool]string{true: "needaddr", false: "deny"}[got == "needaddr"]
+		} else if !p.sshRequest(f) {
+			return "deny"
+		}
+	}
+	return p.connection(f)
+}
+
+func (p refPolicy) connection(f *Flow) string {
 	allow, deny, unsure := p.outcomes(0, f)
 	switch {
 	case !allow:
@@ -170,22 +189,142 @@ func (p refPolicy) decide(f *Flow) string {
 	case deny:
 		panic("both without being unsure")
 	}
-	if f.Request {
+	if f.Request && f.Protocol != SSH {
 		return p.request(f)
 	}
-	if f.Protocol == HTTP || f.Protocol == Undetermined {
+	switch f.Protocol {
+	case HTTP, Undetermined:
 		return "inspect"
+	case TLS:
+		return map[int]string{0: "pass", 1: "needaddr", 2: "inspect"}[p.covered(f)]
+	}
+	return p.carried(f)
+}
+
+// suits: which projection logs in where.
+func (r refRule) suits(f *Flow) bool {
+	word := f.Protocol.String()
+	login := slices.Contains([]string{"socks5", "mqtt", "redis", "postgres"}, word)
+	switch {
+	case len(r.methods)+len(r.prefixes) > 0:
+		return false
+	case r.ref == "user":
+		return login && (r.proto == "" || r.proto == word)
+	case r.ref == "cert":
+		return (f.InTLS || word == "postgres") && word != "ssh" && word != "unknown"
+	}
+	return r.ref == "key" && word == "ssh"
+}
+
+func (p refPolicy) carried(f *Flow) string {
+	got, blocked := map[bool]string{}, false
+	for _, r := range p.credents {
+		fit := r.fits(f)
+		if r.disabled || fit == 0 || !r.suits(f) || got[r.cert] != "" {
+			continue
+		}
+		if fit == 1 {
+			return "needaddr"
+		}
+		if f.Protocol != SSH && f.Protocol != Postgres && !f.InTLS && !r.cleartext {
+			blocked = true
+			continue
+		}
+		got[r.cert] = r.name
 	}
 	covered := p.covered(f)
 	switch {
-	case covered == 0, f.Protocol != TLS && p.named(f):
-		return "pass"
+	case got[false] != "":
+		return strings.TrimSpace("inspect " + got[false] + " " + got[true])
+	case blocked:
+		return p.denied(f)
+	case f.Protocol == SSH && slices.ContainsFunc(p.protocol, func(r refRule) bool { return (r.proto == "ssh" || r.proto == "git") && r.fits(f) == 2 }):
+		return p.denied(f)
+	case covered == 0, p.named(f):
+		return strings.TrimSpace("pass " + got[true])
 	case covered == 1:
 		return "needaddr"
-	case f.Protocol == TLS:
-		return "inspect"
 	}
 	return p.denied(f)
+}
+
+func refGlob(patterns []string, fold bool, texts ...string) bool {
+	for _, g := range patterns {
+		re := strings.ReplaceAll(regexp.QuoteMeta(g), `\*`, ".*")
+		if fold {
+			re = "(?i)" + re
+		}
+		for _, s := range texts {
+			if regexp.MustCompile("^(?s:" + re + ")$").MatchString(s) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// sshRequest says whether what is asked for inside SSH may be.
+func (p refPolicy) sshRequest(f *Flow) bool {
+	var sshRules, gitRules []refRule
+	for _, r := range p.protocol {
+		if r.fits(f) == 2 && r.proto == "ssh" {
+			sshRules = append(sshRules, r)
+		}
+		if r.fits(f) == 2 && r.proto == "git" {
+			gitRules = append(gitRules, r)
+		}
+	}
+	granted, isGit := false, false
+	for _, r := range sshRules {
+		if !r.letsSSH(f.SSH) {
+			return false
+		}
+		granted = granted || f.SSH.Kind == SSHExec && len(r.lists[1]) > 0 || f.SSH.Kind == SSHSubsystem && len(r.lists[3]) > 0 ||
+			f.SSH.Kind == SSHShell && r.shell == "true" || f.SSH.Kind == SSHForwarding
+	}
+	for _, c := range genCommands {
+		if f.SSH.Kind == SSHExec && c.line == f.SSH.Text && c.git != "" {
+			isGit = true
+			for _, r := range gitRules {
+				if !r.letsGit(c.git, c.repo) {
+					return false
+				}
+			}
+		}
+	}
+	if len(gitRules) > 0 {
+		return isGit || granted
+	}
+	return f.SSH.Kind != SSHForwarding || len(sshRules) > 0
+}
+
+func (r refRule) letsSSH(q SSHRequest) bool {
+	limited := len(r.lists[1])+len(r.lists[3]) > 0
+	switch q.Kind {
+	case SSHShell:
+		return r.shell == "true" || r.shell == "" && !limited && len(r.lists[0])+len(r.lists[2]) == 0
+	case SSHForwarding:
+		return r.forwarding
+	case SSHSubsystem:
+		return !refGlob(r.lists[2], true, q.Text) && (!limited || refGlob(r.lists[3], false, q.Text))
+	}
+	if !limited && len(r.lists[0]) == 0 {
+		return true
+	}
+	for _, c := range genCommands {
+		if c.line == q.Text {
+			return c.plain != "" && !refGlob(r.lists[0], true, c.line, c.plain, c.base) && (!limited || refGlob(r.lists[1], false, c.line))
+		}
+	}
+	panic("a command that is not in the table")
+}
+
+func (r refRule) letsGit(kind, repo string) bool {
+	switch {
+	case kind == "odd", kind == "write" && !r.push:
+		return false
+	}
+	return !refGlob(r.lists[0], true, repo) && (len(r.lists[1]) == 0 || refGlob(r.lists[1], false, repo))
 }
 
 func (p refPolicy) denied(f *Flow) string {
@@ -211,16 +350,29 @@ func (r refRule) request(f *Flow) bool {
 }
 
 func (p refPolicy) request(f *Flow) string {
+	mcp := ""
 	for _, r := range p.protocol {
-		if r.fits(f) == 2 && r.request(f) && slices.Contains(r.denied, f.Method) {
+		if r.fits(f) != 2 || !r.request(f) {
+			continue
+		}
+		if slices.Contains(r.denied, f.Method) {
 			return p.denied(f)
+		}
+		for _, g := range genGitHTTP {
+			if r.proto == "git" && g.method == f.Method && g.path == f.Path && g.query == f.RawQuery && g.git != "" && !r.letsGit(g.git, g.repo) {
+				return p.denied(f)
+			}
+		}
+		if r.proto == "mcp" {
+			mcp += " mcp:" + r.name
 		}
 	}
 	got := map[bool]string{}
 	blocked := map[bool]bool{}
 	for _, r := range p.credents {
 		fit := r.fits(f)
-		if r.disabled || fit == 0 || got[r.cert] != "" || !r.request(f) || r.proto == "http" && f.Protocol == TLS {
+		if r.disabled || fit == 0 || got[r.cert] != "" || !r.request(f) || r.proto == "http" && f.Protocol == TLS ||
+			r.ref == "key" || !slices.Contains([]string{"", "http", "https", "tls"}, r.proto) {
 			continue
 		}
 		if fit == 1 {
@@ -240,7 +392,7 @@ func (p refPolicy) request(f *Flow) string {
 			return p.denied(f)
 		}
 	}
-	return strings.TrimSpace("inspect " + strings.TrimSpace(got[false]+" "+got[true]))
+	return strings.TrimSpace("inspect "+strings.TrimSpace(got[false]+" "+got[true])) + mcp
 }
 
 func sayLikeReference(d Decision) string {
@@ -256,6 +408,9 @@ func sayLikeReference(d Decision) string {
 	}
 	if d.ClientCert != nil {
 		s += " " + d.ClientCert.Name
+	}
+	if d.MCP != nil {
+		s += " mcp:" + strings.ReplaceAll(d.MCP.String(), ", ", " mcp:")
 	}
 	return s
 }
@@ -278,17 +433,45 @@ func TestDecideAgainstReference(t *testing.T) {
 			if _, told := set.explain(f); !told.Same(&d) {
 				t.Fatalf("seed %d\n%s\nflow %+v\nDecide  %+v\nExplain %+v", seed, p.yaml(), *f, d, told)
 			}
+			if (d.Proxy != nil) != (p.proxy && d.Action != Deny) {
+				t.Fatalf("seed %d: %s has the proxy %v", seed, got, d.Proxy)
+			}
+			checkNames(t, set, f, d, seed)
 			kind, _, _ := strings.Cut(got, " ")
 			seen[kind]++
+			switch {
+			case d.MCP != nil:
+				seen["mcp"]++
+			case f.Protocol == SSH && f.Request:
+				seen["ssh request "+kind]++
+			case d.Credential != nil && !f.Request:
+				seen["login"]++
+			case d.Reason == ReasonNeedsInspection:
+				seen["needs inspection"]++
+			case d.Reason == ReasonProtocolRule:
+				seen["protocol rule"]++
+			}
 			if !f.Addr.IsValid() && !d.NeedAddr {
 				checkAnyAddress(t, set, f, d, seed)
 			}
 		}
 	}
-	for _, kind := range []string{"deny", "pass", "inspect", "needaddr", "report"} {
-		if seen[kind] < 500 {
+	for _, kind := range []string{"deny", "pass", "inspect", "needaddr", "report", "mcp", "login", "needs inspection", "protocol rule",
+		"ssh request inspect", "ssh request deny"} {
+		if seen[kind] < 300 {
 			t.Errorf("only %d flows came out as %s: the generator tests little", seen[kind], kind)
 		}
+	}
+}
+
+// checkNames: a name that something is allowed towards may be resolved.
+func checkNames(t *testing.T, set *Set, f *Flow, d Decision, seed uint64) {
+	t.Helper()
+	if f.Protocol == Undetermined {
+		return // a rule that denies some protocols does not count yet
+	}
+	if d.Action != Deny && !isAddress(f.Host) && !set.MayName(f.Sandbox, f.Host) {
+		t.Fatalf("seed %d: %s may not be resolved, and %s", seed, f.Host, d)
 	}
 }
 

@@ -20,7 +20,7 @@ func simpleCommand(line string) bool {
 	if len(line) > maxCommand || !utf8.ValidString(line) {
 		return false
 	}
-	quote := byte(0)
+	quote, before := byte(0), byte(' ')
 	for i := range len(line) {
 		c := line[i]
 		switch {
@@ -32,11 +32,14 @@ func simpleCommand(line string) bool {
 			}
 		case strings.IndexByte(shellMeta, c) >= 0:
 			return false
+		case c == '#' && quote == 0 && (before == ' ' || before == '\t'):
+			return false // the rest would be a comment
 		case c == quote:
 			quote = 0
 		case quote == 0 && (c == '\'' || c == '"'):
 			quote = c
 		}
+		before = c
 	}
 	return quote == 0
 }

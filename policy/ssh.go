@@ -185,8 +185,8 @@ func gitOverSSH(line string, w *words) (r gitRequest, ok bool) {
 }
 
 // onePath takes " 'path'" or " path". Only paths that every server reads alike are
-// plain: no "." or ".." or empty segments, no home of somebody, no option, and nothing
-// that would be written otherwise in a URL.
+// plain: no "." or ".." or empty segments, no home of somebody, no option, no character
+// that needs quotes.
 func onePath(s string) (path string, plain bool) {
 	s, ok := strings.CutPrefix(s, " ")
 	if !ok {
@@ -199,7 +199,7 @@ func onePath(s string) (path string, plain bool) {
 		return "", false
 	}
 	for i := range len(s) {
-		if !isAlnum(s[i]) && strings.IndexByte("-._~/@:=,", s[i]) < 0 {
+		if !isAlnum(s[i]) && strings.IndexByte("-._~/@:=,+", s[i]) < 0 {
 			return "", false
 		}
 	}
@@ -208,7 +208,10 @@ func onePath(s string) (path string, plain bool) {
 			return "", false
 		}
 	}
-	return s, !strings.HasPrefix(s, "//") && !strings.HasPrefix(s, "/~")
+	if strings.HasPrefix(s, "//") || strings.HasPrefix(s, "/~") {
+		return "", false
+	}
+	return strings.ReplaceAll(s, "+", "%2B"), true // as in a canonical path
 }
 
 // holds reports whether the text without quotes has part in it.

@@ -53,9 +53,9 @@ func checkKnownHost(line string) error {
 	if strings.ContainsFunc(line, isControl) {
 		return errControl
 	}
-	words := strings.Fields(line)
+	words, marker := strings.Fields(line), ""
 	if len(words) > 0 && words[0][0] == '@' {
-		if words[0] != "@cert-authority" && words[0] != "@revoked" {
+		if marker = words[0]; marker != "@cert-authority" && marker != "@revoked" {
 			return errors.New("an unknown marker: there are only @cert-authority and @revoked")
 		}
 		words = words[1:]
@@ -76,6 +76,9 @@ func checkKnownHost(line string) error {
 	}
 	if _, ok := key.(*ssh.Certificate); ok {
 		return errHostCert
+	}
+	if marker == "@revoked" {
+		return nil // the weaker, the better
 	}
 	return checkStrength(key)
 }
