@@ -103,6 +103,7 @@ Exit codes: 0 ok, 1 usage or validation, 2 not authenticated or forbidden, 3 net
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the API's JSON envelope")
 	root.AddCommand(a.serveCmd(), a.runCmd(), a.sourceCmd(), a.policyCmd(), a.tokenCmd(),
 		a.connectionsCmd(), a.caCmd(), a.configCmd(), a.doctorCmd(), a.redirectCmd(), a.versionCmd())
+	root.AddCommand(a.selftestCmd(), isolateInitCmd())
 	addLater(root)
 	return root
 }

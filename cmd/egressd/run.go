@@ -42,6 +42,7 @@ type runFlags struct {
 	policy, sandbox        string
 	sources, inject, allow []string
 	allowCIDRs             []string
+	keepSockets            []string
 	quiet, isolate         bool
 }
 
@@ -54,11 +55,13 @@ needs no daemon. The command gets the proxy variables, a CA bundle through every
 that common runtimes read, and an environment without the secrets. Signals go on to it,
 and its exit code is egressd's (126: not executable, 127: not found, 128+n: signal n).
 
-Nothing forces the command through the proxy: what ignores the proxy variables goes out
-directly, without a credential. A secret in a file that the command can read is no secret
-from it; --source NAME=file: is for files that it cannot.`,
+With --isolate (Linux) the command has a network of its own, in which egressd is the only
+way out, and no proxy variables. Without it nothing forces the command through the proxy:
+what ignores the variables goes out directly, without a credential. A secret in a file that
+the command can read is no secret from it; --source NAME=file: is for files that it cannot.`,
 		Example: `  egressd run --inject api.github.com=GITHUB_TOKEN -- curl https://api.github.com/user
   egressd run --inject api.example.com=TOKEN --allow pypi.org -- pip install x
+  egressd run --isolate --inject api.github.com=GITHUB_TOKEN -- ./agent
   egressd run --policy agent.yaml --source gh=env:GITHUB_TOKEN -- git clone https://github.com/acme/x
   egressd run --policy p.yaml --source git.username=env:U --source git.password=env:P -- git push`,
 		Args: cobra.ArbitraryArgs,
@@ -73,7 +76,8 @@ from it; --source NAME=file: is for files that it cannot.`,
 	fs.StringArrayVar(&f.allow, "allow", nil, "`HOST[:PORT]`: allow the host, without a credential (repeated)")
 	fs.StringArrayVar(&f.allowCIDRs, "allow-cidr", nil, "private or loopback `range` that may be dialled (repeated)")
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "say nothing but errors")
-	fs.BoolVar(&f.isolate, "isolate", false, "force the command through the proxy (not supported yet)")
+	fs.BoolVar(&f.isolate, "isolate", false, "give the command a network in which egressd is the only way out (Linux)")
+	fs.StringArrayVar(&f.keepSockets, "keep-socket", nil, "Unix socket, by its `path`, that an isolated command may use (repeated)")
 	fs.StringP("config", "c", "", "config `file`, for policy.dir, upstream, limits and log (EGRESSD_CONFIG)")
 	config.FlagsFor(fs, forRun)
 	fs.Lookup("log-level").DefValue, fs.Lookup("log-format").DefValue = runLogLevel, runLogFormat
@@ -90,8 +94,8 @@ func (a *app) run(cmd *cobra.Command, f *runFlags, args []string) error {
 	switch {
 	case len(args) == 0:
 		return usage("the command is missing; usage: %s", cmd.UseLine())
-	case f.isolate:
-		return usage("--isolate is not supported yet: leave it out, and know that nothing forces the command through the proxy")
+	case len(f.keepSockets) > 0 && !f.isolate:
+		return usage("--keep-socket is for --isolate: without it the command may use every socket")
 	}
 	l, err := a.loadRunConfig(cmd, f)
 	if err != nil {
@@ -100,6 +104,7 @@ func (a *app) run(cmd *cobra.Command, f *runFlags, args []string) error {
 	s := &session{app: a, cfg: &l.Config, flags: f}
 	defer s.close()
 	for _, start := range []func(context.Context) error{
+		s.isolate, // before harden: see isolate.Start
 		s.harden,
 		s.readSecrets,
 		s.compile,
@@ -161,9 +166,15 @@ type session struct {
 	opener  store.Opener
 	ca      *certs.Authority
 	plane   *plane
-	ln      net.Listener
+	in      runWay
 	trust   trustFiles
 	closers []func()
+}
+
+// runWay is how the command's connections come in: one of the two.
+type runWay struct {
+	ln       net.Listener // an explicit proxy
+	isolated *isolated
 }
 
 func (s *session) onClose(f func()) { s.closers = append(s.closers, f) }
@@ -311,11 +322,16 @@ func (s *session) openPlane(ctx context.Context) (err error) {
 		return err
 	}
 	s.onClose(closeAudit)
-	if s.ln, err = new(net.ListenConfig).Listen(ctx, "tcp4", "127.0.0.1:0"); err != nil {
-		return fail(exitNetwork, "no loopback port can be listened on: %w", err)
+	own := func() []netip.AddrPort { return nil }
+	if s.in.isolated == nil {
+		ln, err := new(net.ListenConfig).Listen(ctx, "tcp4", "127.0.0.1:0")
+		if err != nil {
+			return fail(exitNetwork, "no loopback port can be listened on: %w", err)
+		}
+		s.onClose(func() { _ = ln.Close() }) // closed by the proxy already, if it ran
+		s.in.ln = ln
+		own = func() []netip.AddrPort { return []netip.AddrPort{ln.Addr().(*net.TCPAddr).AddrPort()} }
 	}
-	s.onClose(func() { _ = s.ln.Close() }) // closed by the proxy already, if it ran
-	own := func() []netip.AddrPort { return []netip.AddrPort{s.ln.Addr().(*net.TCPAddr).AddrPort()} }
 	s.plane, err = newPlane(planeParts{
 		cfg: s.cfg, log: log, registry: prometheus.NewRegistry(), kinds: s.kinds, store: s.store, opener: s.opener,
 		leaves: s.ca, audit: rec, own: own, load: s.load,
@@ -373,11 +389,17 @@ func (s *session) run(ctx context.Context, args []string) error {
 	defer stop()
 	g, failing := errgroup.WithContext(work)
 	g.Go(func() error { return s.plane.resolver.Run(failing) })
-	g.Go(func() error { return s.plane.proxy.Serve(failing, s.ln) })
-	if !s.flags.quiet {
-		s.app.notef("egressd: nothing forces this command through the proxy: what ignores the proxy variables goes out directly, without a credential\n")
+	var err error
+	if s.in.isolated != nil {
+		s.serveIsolated(failing, g)
+		err = s.in.isolated.become(failing, args, s.childEnv())
+	} else {
+		g.Go(func() error { return s.plane.proxy.Serve(failing, s.in.ln) })
+		if !s.flags.quiet {
+			s.app.notef("egressd: nothing forces this command through the proxy: what ignores the proxy variables goes out directly, without a credential (--isolate forces it)\n")
+		}
+		err = runChild(failing, s.app, args, s.childEnv())
 	}
-	err := runChild(failing, s.app, args, s.childEnv())
 	down, cancel := context.WithTimeout(context.WithoutCancel(ctx), runGrace)
 	defer cancel()
 	_ = s.plane.proxy.Shutdown(down) // what is cut belongs to nobody any more
@@ -390,6 +412,6 @@ func (s *session) run(ctx context.Context, args []string) error {
 
 // proxyURL is how the child reaches the proxy and proves who it is.
 func (s *session) proxyURL() string {
-	u := url.URL{Scheme: "http", Host: s.ln.Addr().String(), User: url.UserPassword(s.sandbox.ID, s.token.Reveal())}
+	u := url.URL{Scheme: "http", Host: s.in.ln.Addr().String(), User: url.UserPassword(s.sandbox.ID, s.token.Reveal())}
 	return u.String()
 }

@@ -30,22 +30,33 @@ func runChild(ctx context.Context, a *app, args, env []string) error {
 		return err
 	}
 	child := &exec.Cmd{Path: path, Args: args, Env: env, Stdin: a.stdin, Stdout: a.stdout, Stderr: a.stderr}
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH)
-	defer signal.Stop(signals)
+	signals, ignore := forwarded()
+	defer ignore()
 	if err := child.Start(); err != nil {
 		return notStarted(args[0], err)
 	}
 	done := make(chan error, 1)
 	go func() { done <- child.Wait() }()
+	return supervise(ctx, child.Process, signals, done)
+}
+
+// forwarded gives the signals that are the child's too, until ignore is called.
+func forwarded() (signals chan os.Signal, ignore func()) {
+	signals = make(chan os.Signal, 16)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH)
+	return signals, func() { signal.Stop(signals) }
+}
+
+// supervise stands by the child until done says that it has ended.
+func supervise(ctx context.Context, child *os.Process, signals <-chan os.Signal, done <-chan error) error {
 	for {
 		select {
 		case s := <-signals:
 			if !fromTerminal(s) {
-				_ = child.Process.Signal(s) // it may have ended by now
+				_ = child.Signal(s) // it may have ended by now
 			}
 		case <-ctx.Done():
-			_ = child.Process.Signal(unix.SIGTERM)
+			_ = child.Signal(unix.SIGTERM)
 			return ended(<-done)
 		case err := <-done:
 			return ended(err)

@@ -58,40 +58,48 @@ func caVariables() []string {
 }
 
 func (s *session) added() [][2]string {
-	proxy := s.proxyURL()
-	var out [][2]string
-	for _, name := range []string{"http_proxy", "https_proxy", "all_proxy"} {
-		out = append(out, [2]string{name, proxy}, [2]string{strings.ToUpper(name), proxy})
-	}
-	out = append(out, [2]string{"no_proxy", ""}, [2]string{"NO_PROXY", ""})
+	out := [][2]string{{"JAVA_TOOL_OPTIONS", s.javaOptions()}}
 	for _, name := range caVariables() {
 		out = append(out, [2]string{name, s.trust.bundle})
 	}
+	if s.in.isolated != nil { // there every way leads to egressd
+		return out
+	}
+	proxy := s.proxyURL()
+	for _, name := range []string{"http_proxy", "https_proxy", "all_proxy"} {
+		out = append(out, [2]string{name, proxy}, [2]string{strings.ToUpper(name), proxy})
+	}
 	return append(out,
+		[2]string{"no_proxy", ""}, [2]string{"NO_PROXY", ""},
 		[2]string{"NODE_USE_ENV_PROXY", "1"},
 		[2]string{"GIT_HTTP_PROXY_AUTHMETHOD", "basic"}, // spares a round trip for a 407
-		[2]string{"JAVA_TOOL_OPTIONS", s.javaOptions()},
 	)
 }
 
 // javaOptions goes on with what stands in JAVA_TOOL_OPTIONS: the last of two -D holds.
 // The JDK leaves Basic out of tunnels unless told otherwise.
 func (s *session) javaOptions() string {
-	host, port, _ := net.SplitHostPort(s.ln.Addr().String())
 	opts := []string{
 		"-Djavax.net.ssl.trustStore=" + s.trust.truststore,
 		"-Djavax.net.ssl.trustStoreType=PKCS12",
 		"-Djavax.net.ssl.trustStorePassword=" + truststorePassword,
-		"-Djdk.http.auth.tunneling.disabledSchemes=",
-		"-Dhttp.nonProxyHosts=",
 	}
-	for _, scheme := range []string{"http", "https"} {
-		opts = append(opts,
-			"-D"+scheme+".proxyHost="+host, "-D"+scheme+".proxyPort="+port,
-			"-D"+scheme+".proxyUser="+s.sandbox.ID, "-D"+scheme+".proxyPassword="+s.token.Reveal())
+	if s.in.isolated == nil {
+		opts = append(opts, s.javaProxy()...)
 	}
 	if before := s.app.env("JAVA_TOOL_OPTIONS"); before != "" && !holdsSecret(before, s.secrets.values()) {
 		opts = append([]string{before}, opts...)
 	}
 	return strings.Join(opts, " ")
+}
+
+func (s *session) javaProxy() []string {
+	host, port, _ := net.SplitHostPort(s.in.ln.Addr().String())
+	opts := []string{"-Djdk.http.auth.tunneling.disabledSchemes=", "-Dhttp.nonProxyHosts="}
+	for _, scheme := range []string{"http", "https"} {
+		opts = append(opts,
+			"-D"+scheme+".proxyHost="+host, "-D"+scheme+".proxyPort="+port,
+			"-D"+scheme+".proxyUser="+s.sandbox.ID, "-D"+scheme+".proxyPassword="+s.token.Reveal())
+	}
+	return opts
 }

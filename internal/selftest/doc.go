@@ -13,6 +13,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -100,11 +101,11 @@ func (p probe) run(ctx context.Context, timeout time.Duration) Result {
 	return r
 }
 
-// Opened lists the names of the probes that got out.
+// Opened lists the names of the probes that got out, each once.
 func Opened(results []Result) []string {
-	var out []string
+	out := []string{}
 	for _, r := range results {
-		if r.Verdict == Open {
+		if r.Verdict == Open && !slices.Contains(out, r.Probe) {
 			out = append(out, r.Probe)
 		}
 	}
