@@ -85,7 +85,7 @@ func (r *replies) scan(b []byte) (n int, cut bool, err error) {
 	} else {
 		r.line, r.long = append(r.line, b[:room]...), true
 	}
-	if end < 0 && !(cut && r.long) {
+	if end < 0 && (!cut || !r.long) {
 		return n, cut, nil
 	}
 	whole, proper := bytes.CutSuffix(r.line, []byte("\r\n"))

@@ -7,13 +7,15 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/egressd/egressd/proxy/wire"
 )
 
 // Request is where a client wants to go. Host is what it sent: a name of 1 to 255
-// bytes without control characters or blanks, or an address as netip prints it. It is not
+// bytes without control characters, blanks, colons or brackets, or an address, which a client
+// may have sent as a name. It is not
 // canonical and not checked; the zero address and names that are numbers come through.
 type Request struct {
 	Host string
@@ -155,6 +157,9 @@ func readHost(c io.Reader, typ byte) (host string, bad, err error) {
 		}
 		if host == "" {
 			return "?", wire.Bad("SOCKS name of no bytes"), nil
+		}
+		if _, err := netip.ParseAddr(host); err != nil && strings.ContainsAny(host, ":[]") {
+			return "?", wire.Bad("SOCKS name with a port in it, or brackets"), nil
 		}
 		return host, nil, nil
 	}
