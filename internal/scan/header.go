@@ -29,14 +29,17 @@ func (m *Matcher) Header(h http.Header, replace func(tag int) []byte) int {
 		return 0
 	}
 	count := 0
+	var scratch []byte
 	for name, values := range h {
-		if m.inName(name) {
+		scratch = append(scratch[:0], name...)
+		if m.inName(scratch) {
 			delete(h, name)
 			count++
 			continue
 		}
 		for i, v := range values {
-			b, n := m.Bytes([]byte(v), replace)
+			scratch = append(scratch[:0], v...)
+			b, n := m.Bytes(scratch, replace)
 			if n > 0 {
 				values[i] = string(b)
 				count += n
@@ -46,18 +49,17 @@ func (m *Matcher) Header(h http.Header, replace func(tag int) []byte) int {
 	return count
 }
 
-// inName compares as what a name looks like after canonicalisation and as what HTTP/2
-// makes of it.
-func (m *Matcher) inName(name string) bool {
-	b := []byte(name)
-	if _, _, _, ok := m.Find(b); ok {
+// inName compares name, which it changes, as what canonicalisation and as what HTTP/2
+// make of it.
+func (m *Matcher) inName(name []byte) bool {
+	if _, _, _, ok := m.Find(name); ok {
 		return true
 	}
-	for i, c := range b {
+	for i, c := range name {
 		if 'A' <= c && c <= 'Z' {
-			b[i] = c | 0x20
+			name[i] = c | 0x20
 		}
 	}
-	_, _, _, ok := m.Find(b)
+	_, _, _, ok := m.Find(name)
 	return ok
 }

@@ -179,12 +179,12 @@ func (f *Filter) message(b []byte, i int) (*edit, error) {
 	var kept [][]byte
 	named, removed := false, false
 	end, err := elements(b, tools.from, func(value, around span) error {
-		name, isTool, err := toolName(b, value)
+		name, err := toolName(b, value)
 		if err != nil {
 			return err
 		}
-		named = named || isTool
-		if ok, _ := f.allows(name); isTool && ok {
+		named = named || name.is(b, '"')
+		if f.lists(b, name) {
 			kept = append(kept, around.of(b))
 		} else {
 			removed = true
@@ -197,15 +197,20 @@ func (f *Filter) message(b []byte, i int) (*edit, error) {
 	return &edit{span{tools.from + 1, end}, bytes.Join(kept, []byte{','})}, nil
 }
 
-// toolName reads an element of result.tools.
-func toolName(b []byte, s span) (name string, isTool bool, err error) {
+// toolName finds the name in an element of result.tools, if it has one.
+func toolName(b []byte, s span) (span, error) {
 	if !s.is(b, '{') {
-		return "", false, nil
+		return span{}, nil
 	}
 	t, err := pick(b, s.from, "name")
-	if err != nil {
-		return "", false, err
+	return t["name"], err
+}
+
+// lists says whether the tool whose name's literal is at s may be listed.
+func (f *Filter) lists(b []byte, s span) bool {
+	name, ok := text(b, s)
+	if ok {
+		ok, _ = f.allows(name)
 	}
-	name, isTool = text(b, t["name"])
-	return name, isTool, nil
+	return ok
 }

@@ -38,6 +38,7 @@ func TestResponseJSON(t *testing.T) {
 		{"spaces around stay", " {\n\"result\" : { \"tools\" : [ { \"name\" : \"write\" } , { \"name\" : \"read\" }\t] } }\n", " {\n\"result\" : { \"tools\" : [ { \"name\" : \"read\" }\t] } }\n"},
 		{"escaped", `{"r\u0065sult":{"\u0074ools":[{"n\u0061me":"\u0077rite"},{"name":"gr\u00f6\u00dfe"}]}}`, `{"r\u0065sult":{"\u0074ools":[{"name":"gr\u00f6\u00dfe"}]}}`},
 		{"other things in a list of tools", `{"result":{"tools":[{"name":"read"},5,"write",null,{},{"name":7},{"name":"\ud800"}]}}`, `{"result":{"tools":[{"name":"read"}]}}`},
+		{"a name of half a character alone", `{"result":{"tools":[{"name":"\ud800"}]}}`, `{"result":{"tools":[]}}`},
 		{"a list of something else", `{"result":{"tools":["hammer",{"title":"saw"}]}}`, `{"result":{"tools":["hammer",{"title":"saw"}]}}`},
 		{"capabilities", `{"result":{"capabilities":{"tools":{"listChanged":true}}}}`, `{"result":{"capabilities":{"tools":{"listChanged":true}}}}`},
 		{"result of a call", `{"result":{"content":[{"type":"text","text":"{\"result\":{\"tools\":[{\"name\":\"write\"}]}}"}]}}`, `{"result":{"content":[{"type":"text","text":"{\"result\":{\"tools\":[{\"name\":\"write\"}]}}"}]}}`},
@@ -343,4 +344,31 @@ func FuzzDocument(f *testing.F) {
 			}
 		}
 	})
+}
+
+func BenchmarkEvents(b *testing.B) {
+	f := &Filter{Allows: only("read")}
+	in := strings.Repeat("event: message\ndata: {\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"content\":[{\"type\":\"text\",\"text\":\""+strings.Repeat("some words of text ", 50)+"\"}]}}\n\n", 1000)
+	b.SetBytes(int64(len(in)))
+	for b.Loop() {
+		r, err := f.Response("text/event-stream", io.NopCloser(strings.NewReader(in)))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkRequest(b *testing.B) {
+	f := &Filter{Allows: only("read")}
+	in := `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"read","arguments":{"a":[1,2,3],"text":"` + strings.Repeat("some words ", 100) + `"}}}`
+	b.SetBytes(int64(len(in)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, d, err := f.Request(nil, strings.NewReader(in)); err != nil || !d.Pass {
+			b.Fatal(err)
+		}
+	}
 }
