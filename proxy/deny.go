@@ -17,6 +17,8 @@ type refusal struct {
 	rule   string
 	detail string // operator's log only
 	close  bool   // end the connection after the answer
+	own    bool   // body is the answer, in words of the protocol inside
+	body   []byte
 }
 
 // Codes of X-Egressd-Error. The list is closed: it is a metrics label.
@@ -133,9 +135,12 @@ func (r *refusal) writeGRPC(w http.ResponseWriter, requestID string) {
 }
 
 func (r *refusal) write(w http.ResponseWriter, requestID string) int {
-	body := problemBody(r.status, r.code, requestID)
+	body, typ := problemBody(r.status, r.code, requestID), problemType
+	if r.own {
+		body, typ = r.body, "application/json"
+	}
 	h := w.Header()
-	h["Content-Type"] = []string{problemType}
+	h["Content-Type"] = []string{typ}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	h["Cache-Control"] = []string{"no-store"}
 	h["X-Egressd-Error"] = []string{r.code}

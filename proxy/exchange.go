@@ -12,6 +12,7 @@ import (
 	"github.com/egressd/egressd/inject"
 	"github.com/egressd/egressd/internal/h1"
 	"github.com/egressd/egressd/policy"
+	"github.com/egressd/egressd/proxy/mcp"
 )
 
 // serveInTunnel answers one request that came out of a tunnel: intercepted TLS
@@ -44,7 +45,8 @@ type plan struct {
 
 	credFrom, certFrom *inject.Injector // where they come from; nil: none
 
-	scrub *scrubber // of the answer; nil: none
+	scrub *scrubber   // of the answer; nil: none
+	mcp   *mcp.Filter // of the answer; nil: none
 }
 
 // exchange decides one request by one ruleset, projects, forwards and records.
@@ -251,8 +253,8 @@ func (s *Server) upstreamError(w http.ResponseWriter, r *http.Request, x *record
 	var pe *h1.ProtocolError
 	var ref *refusal
 	switch {
-	case x.leak.Load() != 0:
-		ref = leaked(int(x.leak.Load()) - 1)
+	case x.leak.refusal() != nil:
+		ref = x.leak.refusal()
 	case r.Context().Err() != nil, errors.Is(err, errClientGone):
 		x.outcome, x.detail = outcomeAborted, "the client went away"
 		panic(http.ErrAbortHandler)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/egressd/egressd/inject"
 	"github.com/egressd/egressd/policy"
+	"github.com/egressd/egressd/proxy/mqtt"
 	"github.com/egressd/egressd/proxy/postgres"
 	"github.com/egressd/egressd/proxy/redis"
 	"github.com/egressd/egressd/proxy/socks"
@@ -78,6 +79,8 @@ func (l *login) serve(ctx context.Context, ws *wire.Session) error {
 	switch l.f.Protocol {
 	case policy.Redis:
 		return redis.Serve(ctx, ws)
+	case policy.MQTT:
+		return mqtt.Serve(ctx, ws)
 	case policy.Postgres:
 		return postgres.Serve(ctx, ws)
 	case policy.SOCKS5:

@@ -1,7 +1,101 @@
 package proxy
 
-import "net/http"
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
 
-func (s *Server) filterMCP(*http.Request, *record) *refusal {
-	return &refusal{status: http.StatusNotImplemented, code: codeInternal}
+	"github.com/egressd/egressd/internal/scan"
+	"github.com/egressd/egressd/proxy/mcp"
+)
+
+// filterMCP judges a request by the rules of protocol mcp, and readies its answer to be
+// judged.
+func (s *Server) filterMCP(r *http.Request, x *record) *refusal {
+	rules := x.decision.MCP
+	if x.plan.websocket {
+		return &refusal{status: http.StatusForbidden, code: codeProtocol, detail: "mcp: a WebSocket cannot be looked into", close: true}
+	}
+	f := &mcp.Filter{Allows: rules.Allows, MaxRequest: int(s.limits.RewriteBodyBytes)}
+	if r.Body != nil && r.Body != http.NoBody {
+		body, d, err := f.Request(r.Header, r.Body)
+		switch {
+		case errors.Is(err, errLeak):
+			return x.leak.refusal()
+		case err != nil:
+			return &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: err.Error(), close: true}
+		case !d.Pass:
+			return &refusal{status: d.Answer(r.Header), code: codePolicyDenied, rule: d.Rule, detail: "mcp " + string(d.Cause) + ": " + d.Tool,
+				body: d.Body, own: true, close: true}
+		}
+		setBody(r, body)
+	}
+	seeThrough(r.Header)
+	x.plan.mcp = f
+	return nil
 }
+
+// filterAnswer puts the filter between the origin and the sandbox.
+func filterAnswer(f *mcp.Filter, r *http.Request, resp *http.Response) error {
+	if bodiless(r, resp) {
+		return nil
+	}
+	body, err := decoded(resp)
+	if err != nil {
+		return err
+	}
+	filtered, err := f.Response(resp.Header.Get("Content-Type"), &readCloser{body, resp.Body})
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUpstreamResponse, err)
+	}
+	resp.Body = filtered
+	lengthUnknown(resp)
+	return nil
+}
+
+// seeThrough takes out of a request what would let the origin answer in a form that cannot
+// be looked into: parts of a body, and codings that are not decoded here.
+func seeThrough(h http.Header) {
+	delete(h, "Range")
+	delete(h, "If-Range")
+	h["Accept-Encoding"] = []string{"gzip, br"}
+}
+
+func bodiless(r *http.Request, resp *http.Response) bool {
+	return r.Method == http.MethodHead || resp.StatusCode == http.StatusNoContent || resp.StatusCode == http.StatusNotModified
+}
+
+// decoded is the body without its coding, and resp without what says that it has one.
+func decoded(resp *http.Response) (io.Reader, error) {
+	codings := resp.Header["Content-Encoding"]
+	if len(codings) > 1 {
+		return nil, fmt.Errorf("%w: %w", errUpstreamResponse, scan.ErrEncoding)
+	}
+	coding := ""
+	if len(codings) == 1 {
+		coding = codings[0]
+	}
+	body, err := scan.Decoded(resp.Body, coding, scan.Limits{})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUpstreamResponse, err)
+	}
+	delete(resp.Header, "Content-Encoding")
+	return body, nil
+}
+
+// lengthUnknown: what leaves is not what came.
+func lengthUnknown(resp *http.Response) {
+	for _, name := range [...]string{"Content-Length", "Accept-Ranges", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest"} {
+		delete(resp.Header, name)
+	}
+	resp.ContentLength = -1
+}
+
+// readCloser reads one and closes the other.
+type readCloser struct {
+	io.Reader
+	under io.Closer
+}
+
+func (b *readCloser) Close() error { return b.under.Close() }

@@ -39,6 +39,7 @@ type metrics struct {
 	decisions   [outcomes]prometheus.Counter
 	refusals    *prometheus.CounterVec
 	injected    prometheus.Counter
+	scrubbed    prometheus.Counter
 	duration    prometheus.Histogram
 	bytesIn     prometheus.Counter
 	bytesOut    prometheus.Counter
@@ -52,6 +53,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "egressd_refusals_total", Help: "Answers of egressd's own, by X-Egressd-Error code."}, []string{"code"}),
 		injected: prometheus.NewCounter(prometheus.CounterOpts{Name: "egressd_injections_total", Help: "Requests that left with a credential."}),
+		scrubbed: prometheus.NewCounter(prometheus.CounterOpts{Name: "egressd_scrubbed_total", Help: "Projected values that were taken out of answers."}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "egressd_exchange_duration_seconds", Help: "From request head to the last byte of the answer.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}}),
 		bytesIn:     prometheus.NewCounter(prometheus.CounterOpts{Name: "egressd_sandbox_received_bytes_total", Help: "Body and tunnel bytes received from sandboxes."}),
@@ -65,7 +67,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	for o := range outcomes {
 		m.decisions[o] = vec.WithLabelValues(o.String())
 	}
-	for _, c := range []prometheus.Collector{vec, m.refusals, m.injected, m.duration, m.bytesIn, m.bytesOut, m.connections, m.tunnels, m.panics, m.dials} {
+	for _, c := range []prometheus.Collector{vec, m.refusals, m.injected, m.scrubbed, m.duration, m.bytesIn, m.bytesOut, m.connections, m.tunnels, m.panics, m.dials} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

@@ -83,7 +83,7 @@ func (s *Server) resolve(r *http.Request, x *record, b *bound) *refusal {
 func (s *Server) scrubLater(r *http.Request, p *plan, rule *policy.CredentialRule, pr *inject.Projection) {
 	if rule.Scrub {
 		p.scrub = &scrubber{m: s.scrubs.of(rule, pr)}
-		scrubRequest(r.Header)
+		seeThrough(r.Header)
 	}
 }
 
@@ -102,7 +102,7 @@ func (s *Server) substitute(r *http.Request, x *record, path, query string) (str
 	if err != nil {
 		return path, query, unfit(err)
 	}
-	if ref := s.substituteBody(r, ph); ref != nil {
+	if ref := s.substituteBody(r, x, ph); ref != nil {
 		return path, query, ref
 	}
 	s.scrubLater(r, &x.plan, rule, x.source)
@@ -110,11 +110,11 @@ func (s *Server) substitute(r *http.Request, x *record, path, query string) (str
 }
 
 // substituteBody reads a body whole, to its limit, and gives it its new length.
-func (s *Server) substituteBody(r *http.Request, ph *inject.Placeholders) *refusal {
+func (s *Server) substituteBody(r *http.Request, x *record, ph *inject.Placeholders) *refusal {
 	if !ph.InBody() || r.Body == nil || r.Body == http.NoBody || !ph.Rewrites(r.Header.Get("Content-Type")) {
 		return nil
 	}
-	body, ref := s.wholeBody(r)
+	body, ref := s.wholeBody(r, x)
 	if ref != nil {
 		return ref
 	}
@@ -127,7 +127,7 @@ func (s *Server) substituteBody(r *http.Request, ph *inject.Placeholders) *refus
 }
 
 // wholeBody reads a request body that has to be looked at as one.
-func (s *Server) wholeBody(r *http.Request) ([]byte, *refusal) {
+func (s *Server) wholeBody(r *http.Request, x *record) ([]byte, *refusal) {
 	limit := s.limits.RewriteBodyBytes
 	if r.ContentLength > limit {
 		return nil, &refusal{status: http.StatusRequestEntityTooLarge, code: codeTooLarge, close: true}
@@ -135,7 +135,7 @@ func (s *Server) wholeBody(r *http.Request) ([]byte, *refusal) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
 	switch {
 	case errors.Is(err, errLeak):
-		return nil, &refusal{status: http.StatusForbidden, code: codeLeak, detail: err.Error(), close: true}
+		return nil, x.leak.refusal()
 	case err != nil:
 		return nil, &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "request body: " + err.Error(), close: true}
 	case int64(len(body)) > limit:

@@ -55,9 +55,8 @@ type facts struct {
 	path     string
 	flow     policy.Flow
 
-	grpc     bool         // who asks speaks gRPC
-	leak     atomic.Int32 // what was found in the body that must not leave, its tag + 1
-	scrubbed int
+	grpc     bool   // who asks speaks gRPC
+	leak     *leak  // of the body; nil: it is not looked at
 	cancel   func() // ends it apart from its connection; nil: it goes with that
 	decision policy.Decision
 	source   *inject.Projection // request-layer credential that was projected
@@ -100,6 +99,15 @@ func (x *record) refuse(w http.ResponseWriter, ref *refusal) {
 	x.refused(ref, x.answer(w, ref))
 }
 
+// scrubs is what was found in the answer.
+func (x *record) scrubs() int {
+	if x.plan.scrub == nil {
+		return 0
+	}
+	x.srv.metrics.scrubbed.Add(float64(x.plan.scrub.found))
+	return x.plan.scrub.found
+}
+
 // answer writes a refusal in the words of who asked.
 func (x *record) answer(w http.ResponseWriter, ref *refusal) int64 {
 	if x.grpc {
@@ -126,6 +134,10 @@ func (x *record) refused(ref *refusal, n int64) {
 // finish writes the audit line and counts. It is called once.
 func (x *record) finish() {
 	m := x.srv.metrics
+	if ref := x.leak.refusal(); ref != nil && x.code == "" { // the origin answered before it had all of the body
+		x.code, x.detail, x.outcome = ref.code, ref.detail, outcomeDenied
+		m.refusals.WithLabelValues(ref.code).Inc()
+	}
 	d := time.Since(x.start)
 	m.decisions[x.outcome].Inc()
 	m.duration.Observe(d.Seconds())
@@ -137,7 +149,7 @@ func (x *record) finish() {
 		Protocol: x.protocol, Method: x.method, Path: x.path, Status: x.status,
 		BytesIn: x.bytesIn, BytesOut: x.bytesOut, Duration: d,
 		Outcome: x.outcome.String(), Code: x.code, Detail: x.detail, Rule: x.rule, Report: x.decision.Report,
-		CredentialSkipped: x.skipped,
+		CredentialSkipped: x.skipped, Scrubbed: x.scrubs(),
 	}
 	if x.rule == "" {
 		a.Rule = x.decision.Rule

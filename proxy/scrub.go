@@ -1,9 +1,6 @@
 package proxy
 
 import (
-	"errors"
-	"fmt"
-	"io"
 	"net/http"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -50,17 +47,6 @@ func (c *scrubbers) of(rule *policy.CredentialRule, pr *inject.Projection) *scan
 	return m
 }
 
-// scrubRequest takes out of a request what would let the origin answer in a form that
-// cannot be searched: parts of a body, and codings that are not decoded here.
-func scrubRequest(h http.Header) {
-	delete(h, "Range")
-	delete(h, "If-Range")
-	h["Accept-Encoding"] = []string{"gzip, br"}
-	if len(h["Sec-Websocket-Extensions"]) > 0 {
-		delete(h, "Sec-Websocket-Extensions")
-	}
-}
-
 // scrubber searches one answer.
 type scrubber struct {
 	m     *scan.Matcher
@@ -76,48 +62,17 @@ func (c *scrubber) replace(int) []byte {
 // coding that cannot be looked into is refused.
 func (c *scrubber) answer(r *http.Request, resp *http.Response) error {
 	c.m.Header(resp.Header, c.replace)
-	if r.Method == http.MethodHead || resp.StatusCode == http.StatusNoContent || resp.StatusCode == http.StatusNotModified {
+	if bodiless(r, resp) {
 		return nil
 	}
-	codings := resp.Header["Content-Encoding"]
-	coding := ""
-	if len(codings) == 1 {
-		coding = codings[0]
-	}
-	var body io.Reader
-	err := scan.ErrEncoding
-	if len(codings) <= 1 {
-		body, err = scan.Decoded(resp.Body, coding, scan.Limits{})
-	}
+	body, err := decoded(resp)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errUpstreamResponse, err)
+		return err
 	}
-	delete(resp.Header, "Content-Encoding")
-	delete(resp.Header, "Content-Length")
-	delete(resp.Header, "Accept-Ranges")
-	for _, digest := range [...]string{"Content-Md5", "Digest", "Content-Digest", "Repr-Digest"} {
-		delete(resp.Header, digest) // of other bytes
-	}
-	resp.ContentLength = -1
-	resp.Body = &scrubbedBody{Reader: c.m.Replace(body, c.replace), under: resp.Body}
+	lengthUnknown(resp)
+	resp.Body = &readCloser{c.m.Replace(body, c.replace), resp.Body}
 	return nil
 }
-
-// scrubbedBody reads the decoded and searched body, and closes the origin's.
-type scrubbedBody struct {
-	io.Reader
-	under io.Closer
-}
-
-func (b *scrubbedBody) Read(p []byte) (int, error) {
-	n, err := b.Reader.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		err = fmt.Errorf("scrub: %w", err)
-	}
-	return n, err
-}
-
-func (b *scrubbedBody) Close() error { return b.under.Close() }
 
 // trailer searches what comes behind the body.
 func (c *scrubber) trailer(h http.Header) {

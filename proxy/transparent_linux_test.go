@@ -248,4 +248,3 @@ func TestAttack_F02_a_lease_ends(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 }
-

@@ -140,7 +140,9 @@ func (s *Server) watch(r *http.Request, x *record, m *scan.Matcher) *refusal {
 		}
 	}
 	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = &guardedBody{Reader: m.Detect(r.Body, func(tag int) { x.leak.Store(int32(tag) + 1) }), under: r.Body}
+		found := new(leak)
+		x.leak = found // what still reads the body when the exchange is over must not speak of another one
+		r.Body = &guardedBody{Reader: m.Detect(r.Body, func(tag int) { found.tag.Store(int32(tag) + 1) }), under: r.Body}
 	}
 	return nil
 }
@@ -151,6 +153,16 @@ func findIn(m *scan.Matcher, s string) (tag int, found bool) {
 	b := append(room[:0], s...)
 	_, _, tag, found = m.Find(b)
 	return tag, found
+}
+
+// leak is what was found in one body.
+type leak struct{ tag atomic.Int32 }
+
+func (l *leak) refusal() *refusal {
+	if l == nil || l.tag.Load() == 0 {
+		return nil
+	}
+	return leaked(int(l.tag.Load()) - 1)
 }
 
 func leaked(tag int) *refusal {

@@ -46,6 +46,8 @@ type Record struct {
 	ClientCertSource  string
 	ClientCertVersion uint64
 	CredentialSkipped string
+	// Scrubbed is how often what was projected was taken out of the answer.
+	Scrubbed int
 
 	Status   int
 	BytesIn  int64 // from the sandbox
@@ -88,6 +90,9 @@ func (r *Record) appendJSON(b []byte) []byte {
 	b = appendField(b, "clientCertSource", r.ClientCertSource, maxString)
 	b = appendNumber(b, "clientCertVersion", r.ClientCertVersion)
 	b = appendField(b, "credentialSkipped", r.CredentialSkipped, maxString)
+	if r.Scrubbed > 0 {
+		b = appendNumber(b, "scrubbed", uint64(r.Scrubbed))
+	}
 	if r.Status > 0 {
 		b = appendNumber(b, "status", uint64(r.Status))
 	}

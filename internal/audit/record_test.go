@@ -16,7 +16,7 @@ func full() *Record {
 		Time: time.Date(2026, 11, 21, 3, 4, 5, 678901234, time.FixedZone("", 3600)), RequestID: "r-1", Sandbox: "agent-7", Team: "acme", Way: "connect",
 		Destination: "api.good.test:443", Address: netip.MustParseAddr("192.0.2.1"), Protocol: "tls", Method: "POST", Path: "/repos/acme/x",
 		Rule: "github", Report: true, CredentialRule: "github-api", Source: "gh", Version: 3,
-		ClientCertRule: "mtls", ClientCertSource: "cert", ClientCertVersion: 2, CredentialSkipped: "source_unavailable",
+		ClientCertRule: "mtls", ClientCertSource: "cert", ClientCertVersion: 2, CredentialSkipped: "source_unavailable", Scrubbed: 4,
 		Status: 200, BytesIn: 12, BytesOut: 3456, Duration: 1234567 * time.Nanosecond, Outcome: "allowed", Code: "policy_denied", Detail: "why",
 	}
 }
@@ -30,7 +30,7 @@ func TestRecord(t *testing.T) {
 			`"destination":"api.good.test:443","address":"192.0.2.1","protocol":"tls","method":"POST","path":"/repos/acme/x",` +
 			`"rule":"github","report":true,"credentialRule":"github-api","source":"gh","version":3,` +
 			`"clientCertRule":"mtls","clientCertSource":"cert","clientCertVersion":2,"credentialSkipped":"source_unavailable",` +
-			`"status":200,"bytesIn":12,"bytesOut":3456,"durationUs":1234,"outcome":"allowed","code":"policy_denied","detail":"why"}` + "\n"},
+			`"scrubbed":4,"status":200,"bytesIn":12,"bytesOut":3456,"durationUs":1234,"outcome":"allowed","code":"policy_denied","detail":"why"}` + "\n"},
 		"empty":                  {&Record{}, `{"time":"0001-01-01T00:00:00.000000Z","bytesIn":0,"bytesOut":0,"durationUs":0}` + "\n"},
 		"H04 no negative figure": {&Record{BytesIn: -1, BytesOut: -1, Duration: -time.Second, Status: -1}, `{"time":"0001-01-01T00:00:00.000000Z","bytesIn":0,"bytesOut":0,"durationUs":0}` + "\n"},
 	} {
