@@ -72,7 +72,8 @@ func (c *compiler) credential(r *credentialRule, bindings map[string]*bindingDec
 }
 
 // proxy compiles the way out. Its credential is no rule and stands in no index of rules,
-// but it has a number among them, so that an injector is made for it.
+// but it has a number among them, so that an injector is made for it, and says where it
+// goes, so that it can be held against what its source may be sent to.
 func (c *compiler) proxy(decl *proxyDecl, bindings map[string]*bindingDecl, o owner) *Proxy {
 	if decl == nil {
 		return nil
@@ -92,7 +93,7 @@ func (c *compiler) proxy(decl *proxyDecl, bindings map[string]*bindingDecl, o ow
 	}
 	p.Credential = &CredentialRule{
 		Index: len(c.set.creds), Name: "egress.proxy", Sandbox: o.sandbox, Template: o.template, Team: o.team,
-		Binding: &b.Binding, File: decl.at.file, Line: decl.at.line, rule: &credentialRule{},
+		Binding: &b.Binding, Domains: []string{p.Host}, File: decl.at.file, Line: decl.at.line, rule: &credentialRule{},
 	}
 	c.set.creds = append(c.set.creds, p.Credential)
 	return p

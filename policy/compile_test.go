@@ -243,6 +243,10 @@ func TestView(t *testing.T) {
 	if one := v.Sandboxes[1]; one.ID != "one" || one.Network != nil || one.SourceCIDRs[0] != "10.0.0.1/32" {
 		t.Errorf("%+v", one)
 	}
+	udp := compileText(t, minimal+"sandboxes: [{id: s, network: {egress: {trafficRules: [{action: deny, appProtocols: [dns, udp], ports: [{port: 1, endPort: 53, protocol: udp}, {port: 9}]}]}}}]\n")
+	if r := udp.View().Sandboxes[0].Network.Traffic[0]; fmt.Sprint(r.AppProtocols, r.Ports) != "[dns udp] [9 1-53/udp]" {
+		t.Errorf("%+v", r)
+	}
 	data, err = json.Marshal(compileText(t, dataPlane).View())
 	if err != nil {
 		t.Fatal(err)

@@ -154,7 +154,7 @@ func TestProxy(t *testing.T) {
 		t.Errorf("%+v", own)
 	}
 	c := a.Credential
-	if c == nil || set.CredentialRules()[c.Index] != c || c.Team != "red" || c.Binding.SourceRef != "o" || c.Name != "egress.proxy" {
+	if c == nil || set.CredentialRules()[c.Index] != c || c.Team != "red" || c.Binding.SourceRef != "o" || c.Name != "egress.proxy" || len(c.Domains) != 1 || c.Domains[0] != "proxy.test" {
 		t.Errorf("%+v", c)
 	}
 	for i, r := range set.CredentialRules() {

@@ -77,53 +77,67 @@ func (w *words) denied(lists *globPolicy) bool {
 
 // ssh decides one thing that is asked for inside SSH: every rule of protocol ssh or git
 // that covers the destination must let it be. Without a rule of protocol ssh commands,
-// subsystems and shells are free and forwarding is not.
+// subsystems and shells are free and forwarding is not; a rule of protocol git lets
+// nothing be but git, and what a rule of protocol ssh beside it names.
 func (w *walk) ssh(d Decision) Decision {
 	q := &w.flow.SSH
 	var cmd words
 	if q.Kind == SSHExec {
 		cmd.read(q.Text)
 	}
-	var git *protocolRule
-	found, granted := false, false
+	var by sshRules
+	if denied := w.sshRules(&cmd, &by); denied != nil {
+		return Decision{Reason: ReasonProtocolRule, Rule: denied.label}
+	}
+	switch {
+	case by.git != nil && !by.granted && !isGitCommand(q, &cmd):
+		w.tr.rule("protocol", by.git, true, "only git commands, and what a rule of protocol ssh names")
+		return Decision{Reason: ReasonProtocolRule, Rule: by.git.label}
+	case q.Kind == SSHForwarding && !by.ssh, q.Kind == SSHNothing:
+		w.tr.note("protocol", true, "no rule of protocol ssh allows it")
+		return Decision{Reason: ReasonProtocolRule}
+	}
+	return d
+}
+
+// sshRules says which rules there are for what is asked for.
+type sshRules struct {
+	ssh     bool  // one of protocol ssh
+	git     *rule // the first of protocol git
+	granted bool  // one of protocol ssh names it
+}
+
+// sshRules gives the first rule that refuses, or nil.
+func (w *walk) sshRules(cmd *words, by *sshRules) (denied *rule) {
 	w.tr.enter("protocol")
 	var c candidates
 	w.search(w.net.protocolIndex, &c)
 	for {
 		cand, ok := c.pull(&w.t, w.tr)
 		if !ok {
-			break
+			return nil
 		}
-		r, why := w.net.protocol[cand.id], ""
+		r, q := w.net.protocol[cand.id], &w.flow.SSH
+		var why string
 		switch r.kind {
 		case ruleSSH:
-			found = true
-			why = r.ssh.refuses(q, &cmd)
-			granted = granted || r.ssh.grants(q)
+			why = r.ssh.refuses(q, cmd)
+			by.ssh, by.granted = true, by.granted || r.ssh.grants(q)
 		case ruleGit:
-			if git == nil {
-				git = r
+			why = r.git.refusesSSH(q, cmd)
+			if by.git == nil {
+				by.git = &r.rule
 			}
-			why = r.git.refusesSSH(q, &cmd)
 		default:
 			w.tr.miss(&r.rule, "is not about ssh")
 			continue
 		}
 		if why != "" {
 			w.tr.rule("protocol", &r.rule, true, why)
-			return Decision{Reason: ReasonProtocolRule, Rule: r.label}
+			return &r.rule
 		}
 		w.tr.rule("protocol", &r.rule, true, "lets it be")
 	}
-	switch {
-	case git != nil && !granted && !isGitCommand(q, &cmd):
-		w.tr.rule("protocol", &git.rule, true, "only git commands, and what a rule of protocol ssh names")
-		return Decision{Reason: ReasonProtocolRule, Rule: git.label}
-	case q.Kind == SSHForwarding && !found, q.Kind == SSHNothing:
-		w.tr.note("protocol", true, "no rule of protocol ssh allows it")
-		return Decision{Reason: ReasonProtocolRule}
-	}
-	return d
 }
 
 // grants reports what the rule names, and not only leaves alone.

@@ -4,9 +4,11 @@
 // In the order of the work: yaml.go and decoder.go read a file strictly, decode*.go
 // its schema into declarations (schema.go), merge.go lays a sandbox over its template,
 // compile*.go makes a Set of that, overlap.go warns. identify.go finds the sandbox of a
-// connection; decide.go and request.go are the one walk that Decide and Explain take,
-// index.go spares it the rules that cannot match. domain.go, path.go, where.go and
-// httpmatch.go say what matching means.
+// connection; decide.go, login.go, request.go and ssh.go are the one walk that Decide and
+// Explain take, index.go spares it the rules that cannot match. domain.go, path.go,
+// where.go, httpmatch.go, git.go, shellwords.go and glob.go say what matching means,
+// suits.go which projection acts where; names.go and placeholders.go answer for the proxy
+// what no single flow shows.
 package policy
 
 import (
@@ -104,12 +106,14 @@ type Decision struct {
 	// the name, set Addr and decide again; Action is Deny until then.
 	NeedAddr bool
 	// Report: enforcement is report and the walk would have denied; Action is
-	// then Pass or Inspect and no credential may be injected.
+	// then Pass or Inspect and no credential may be injected. What is asked for inside
+	// SSH is denied all the same: the credential is on that connection already.
 	Report bool
 	// Credential is the request-layer rule (headers, Basic, …) that applies to this
 	// request, ClientCert the TLS-layer one; each the first that matches. Only
 	// set on request decisions with Action Inspect, and on decisions about a
-	// connection whose protocol has a login of its own.
+	// connection whose protocol has a login of its own. There ClientCert is for the TLS
+	// around or, with Postgres, within it; with Pass it stands alone.
 	Credential *CredentialRule
 	ClientCert *CredentialRule
 	// StripClientAuth: what the sandbox sent to authenticate itself must be removed
@@ -118,9 +122,11 @@ type Decision struct {
 	// that nothing leaves there under an account of the sandbox's own; a matched
 	// rule with keepClientAuth lifts it. Only set on request decisions.
 	StripClientAuth bool
-	// MCP are the rules that what is in the body must pass; nil: none.
+	// MCP are the rules that what is in the body must pass; nil: none. They do not know of
+	// enforcement (see Reports).
 	MCP *MCPRules
-	// Proxy is the way out that the sandbox must take; nil: straight.
+	// Proxy is the way out that the sandbox must take; nil: straight. Set on everything
+	// that is not denied.
 	Proxy *Proxy
 }
 
@@ -175,7 +181,7 @@ type Proxy struct {
 	Host string // canonical, a name or an address
 	Port uint16
 	// Credential says with what to log in there (username_password); nil: nothing. It is
-	// no rule: only its Index, Team and Binding count.
+	// no rule: only its Index, Team and Binding count, and its Domains, which hold Host.
 	Credential *CredentialRule
 }
 
