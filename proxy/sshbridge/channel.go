@@ -163,19 +163,25 @@ func (c *channel) pump(dst io.Writer, src io.Reader, writing *atomic.Int32) {
 // fromClient handles the sandbox's requests until it closes its channel, and then closes
 // upstream's when what it had sent before is there.
 func (c *channel) fromClient() {
+	defer c.start() // output need not wait for anything more
 	for r := range c.asks {
 		c.b.moved.Add(1)
-		c.replying.Lock()
-		ok, starts := c.ask(r)
-		_ = r.Reply(ok, nil)
-		c.replying.Unlock()
-		if starts {
+		if c.answer(r) {
 			c.start()
 		}
 	}
 	c.start()
 	<-c.inputDone
 	_ = c.up.Close()
+}
+
+// answer says whether output follows.
+func (c *channel) answer(r *ssh.Request) (starts bool) {
+	c.replying.Lock()
+	defer c.replying.Unlock()
+	ok, starts := c.ask(r)
+	_ = r.Reply(ok, nil)
+	return starts
 }
 
 // ask passes one request of the sandbox on, if it may; starts says that output follows.

@@ -12,7 +12,7 @@ import (
 
 // Bounds on what a request may hold.
 const (
-	maxCommand  = 256 << 10 // as execve takes at least; git and rsync stay far below
+	maxCommand  = 128 << 10 // what Linux takes as one argument; a packet holds 256 KiB
 	maxName     = 256       // names of subsystems
 	maxEnvName  = 64
 	maxEnvValue = 1024
