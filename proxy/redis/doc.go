@@ -15,7 +15,9 @@
 // Refused are the sandbox's own login where the rule requires another, and what shows the
 // server's passwords or their hashes, changes them, or makes the server present them
 // elsewhere (rules.go): CONFIG GET requirepass, ACL SETUSER, REPLICAOF and their like. Other
-// commands are the affair of the account that is logged in: give it an ACL. ACL WHOAMI and
+// commands are the affair of the account that is logged in: give it an ACL without @admin
+// and @dangerous. One that has them can have the server meet a cluster of the sandbox's
+// choice, from a script too, which no one on the wire can see. ACL WHOAMI and
 // CLIENT LIST show its name. MONITOR and SLOWLOG show no passwords: Redis leaves them out.
 //
 // Commands are arrays of bulk strings, streamed with limits (commands.go); inline commands
