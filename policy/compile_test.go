@@ -366,7 +366,8 @@ func FuzzCompile(f *testing.F) {
 		}
 		for _, sb := range set.Sandboxes() {
 			for p := Undetermined; p <= MongoDB; p++ {
-				fl := &Flow{Sandbox: sb, Host: "api.code.example.com", Port: 443, Protocol: p, Request: p == TLS, Method: "GET", Path: "/a"}
+				fl := &Flow{Sandbox: sb, Host: "api.code.example.com", Port: 443, Protocol: p, Request: p == TLS || p == SSH, Method: "GET", Path: "/a/b.git/info/refs",
+					SSH: SSHRequest{SSHExec, "git-upload-pack 'a/b'"}}
 				d := set.Decide(fl)
 				if _, told := set.explain(fl); !told.Same(&d) {
 					t.Fatalf("Decide %s, Explain %s", d, told)

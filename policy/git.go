@@ -34,7 +34,7 @@ const (
 // refuses says why a git request may not pass, or "".
 func (p *gitPolicy) refuses(r *gitRequest) string {
 	switch lists := &p.repositories; {
-	case r.odd || hasSuffixFold(r.repo, ".git"):
+	case r.odd || hasSuffixFold(r.repo, ".git") || strings.IndexByte(r.repo, ';') >= 0:
 		return "a form of git request that no client sends"
 	case r.write && !p.push:
 		return "git push is not allowed"
@@ -72,6 +72,9 @@ func repositoryName(path string) string {
 // query and in the type of the body. All but the forms that clients send is odd.
 func gitOverHTTP(f *Flow) (r gitRequest, ok bool) {
 	path := f.Path
+	if path == "" || path[0] != '/' {
+		return gitRequest{odd: true}, true
+	}
 	if i, rest, found := gitRPC(path); found {
 		r = gitRequest{repo: repositoryName(path[:i]), write: rest == gitReceivePack}
 		r.odd = rest == "" || f.Method != http.MethodPost || f.RawQuery != "" || !gitBody(f.Header, rest)

@@ -107,9 +107,15 @@ func TestGitOverHTTP(t *testing.T) {
 		}
 	}
 	all := gitPolicy{push: true}
-	for _, target := range []string{"/a.GIT/info/refs", "/a.git.git/info/refs"} {
+	for _, target := range []string{"/a.GIT/info/refs", "/a.git.git/info/refs", "/x;y/a.git/info/refs", "", "*", "a/git-upload-pack"} {
 		if why, _ := all.refusesHTTP(gitFlow("GET", target, "")); why == "" {
 			t.Errorf("%s passes: which repository that is depends on the server", target)
+		}
+	}
+	secret := gitPolicy{repositories: globPolicy{denied: []glob{"acme/secret"}}}
+	for _, target := range []string{"/acme/secret/info/refs", "/ACME/Secret.git/info/refs", "/acme;x/secret/info/refs", "/acme/secret/.git/info/refs", "/acme/secret.git/config", "/acme/secret.Git/HEAD"} {
+		if why, _ := secret.refusesHTTP(gitFlow("GET", target, "")); why == "" {
+			t.Errorf("%s passes", target)
 		}
 	}
 	limited := gitPolicy{push: true, repositories: globPolicy{denied: []glob{"a/b"}}}

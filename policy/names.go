@@ -25,6 +25,7 @@ func (w *walk) mayName() bool {
 	x := w.net.trafficIndex
 	var c candidates
 	x.find(&w.t, &c)
+	c.skipDenies() // what refuses some addresses leaves the others
 	for {
 		id, kind := c.lowest()
 		if id < 0 {
@@ -52,6 +53,9 @@ func (r *trafficRule) refusesAll() bool {
 func (w *walk) refusedBefore(r *trafficRule, before int32) bool {
 	var c candidates
 	w.net.trafficIndex.find(&w.t, &c)
+	if r.cidrs.empty() {
+		c.skipDenies()
+	}
 	for {
 		id, _ := c.lowest()
 		if id < 0 || id >= before {
