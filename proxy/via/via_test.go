@@ -27,8 +27,10 @@ func login(user, password string) *inject.Login {
 	return &inject.Login{Username: user, Password: secret.New(password)}
 }
 
-// talk is a proxy that reads what it expects and answers, in turns.
+// turn is what a proxy expects and answers; the empty one is that it leaves.
 type turn struct{ want, say string }
+
+// talk connects through a proxy that does turns.
 
 func talk(t *testing.T, typ policy.ProxyType, target string, l *inject.Login, turns ...turn) (net.Conn, error) {
 	t.Helper()
@@ -45,10 +47,12 @@ func talk(t *testing.T, typ policy.ProxyType, target string, l *inject.Login, tu
 			if _, err := io.WriteString(theirs, tn.say); err != nil {
 				break // refused on the way
 			}
+			if tn == (turn{}) {
+				_ = theirs.Close()
+			}
 		}
-		_ = theirs.Close()
 	}()
-	t.Cleanup(func() { _ = ours.Close(); <-done })
+	t.Cleanup(func() { _ = ours.Close(); <-done; _ = theirs.Close() })
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	return ours, Connect(ctx, ours, typ, netip.MustParseAddrPort(target), l)
@@ -98,8 +102,8 @@ func TestSOCKS(t *testing.T) {
 		{"reply 255", target4, nil, []turn{{greet, "\x05\x00"}, {ask4, "\x05\xff\x00\x01"}}, ErrProtocol},
 		{"address type 2", target4, nil, []turn{{greet, "\x05\x00"}, {ask4, "\x05\x00\x00\x02"}}, ErrProtocol},
 		{"reserved byte", target4, nil, []turn{{greet, "\x05\x00"}, {ask4, "\x05\x00\x01\x01\x00\x00\x00\x00\x00\x00"}}, ErrProtocol},
-		{"cut short", target4, nil, []turn{{greet, "\x05\x00"}, {ask4, ok4[:9]}}, io.ErrUnexpectedEOF},
-		{"silent end", target4, nil, []turn{{greet, ""}}, io.EOF},
+		{"cut short", target4, nil, []turn{{greet, "\x05\x00"}, {ask4, ok4[:9]}, {}}, io.ErrUnexpectedEOF},
+		{"silent end", target4, nil, []turn{{greet, ""}, {}}, io.EOF},
 		{"port 0", "192.0.2.7:0", nil, nil, ErrTarget},
 		{"zone", "[fe80::1%eth0]:80", nil, nil, ErrTarget},
 	} {
@@ -157,6 +161,9 @@ func TestHTTPConnect(t *testing.T) {
 			var turns []turn
 			if tc.want != "" {
 				turns = []turn{{tc.want, tc.say}}
+			}
+			if tc.name == "cut short" {
+				turns = append(turns, turn{})
 			}
 			_, err := talk(t, policy.ProxyHTTP, target4, tc.login, turns...)
 			if !errors.Is(err, tc.err) {
