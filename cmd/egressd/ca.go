@@ -13,7 +13,7 @@ func (a *app) caCmd() *cobra.Command {
 	var d dialFlags
 	cmd := &cobra.Command{Use: "ca", Short: "The CA that sandboxes must trust", Args: cobra.ArbitraryArgs, RunE: group}
 	d.register(cmd.PersistentFlags())
-	cmd.AddCommand(d.alias(a.caShow(&d)), d.alias(a.caExport(&d)))
+	cmd.AddCommand(d.alias(a.caShow(&d)), d.alias(a.caExport(&d)), a.caSSH(&d))
 	return cmd
 }
 
