@@ -18,7 +18,8 @@ type isolated struct {
 	app  *app
 	ns   *isolate.Namespace
 	cmd  *exec.Cmd
-	done chan error // what Wait gave; read once
+	done chan error    // what Wait gave
+	gone chan struct{} // closed after it
 }
 
 // isolateInitCmd is what egressd runs itself as: see isolate.Init.
@@ -39,11 +40,11 @@ func (s *session) isolate(ctx context.Context) error {
 	if !s.flags.isolate {
 		return nil
 	}
-	i := &isolated{app: s.app, done: make(chan error, 1)}
+	i := &isolated{app: s.app, done: make(chan error, 1), gone: make(chan struct{})}
 	ns, err := isolate.Start(ctx, isolate.Options{Start: i.start, KeepSockets: s.flags.keepSockets})
 	if err != nil {
 		if i.cmd != nil && i.cmd.Process != nil {
-			<-i.done // the init ends when nobody talks to it
+			<-i.gone // the init ends when nobody talks to it
 		}
 		return usage("--isolate: %w", err)
 	}
@@ -68,7 +69,7 @@ func (i *isolated) start(p isolate.Program) error {
 		started <- err
 		if err == nil {
 			i.done <- i.cmd.Wait()
-			close(i.done)
+			close(i.gone)
 		}
 	}()
 	return <-started
@@ -77,7 +78,7 @@ func (i *isolated) start(p isolate.Program) error {
 // close ends an init that has become nothing, and waits for it.
 func (i *isolated) close() {
 	i.ns.Close()
-	<-i.done // closed by now, if the command has run
+	<-i.gone
 }
 
 // become runs args in the namespace, as runChild does outside of it.

@@ -27,9 +27,9 @@ func playCommand(args []string) int {
 func act(what string, args []string) error {
 	switch what {
 	case "ask":
-		return ask(args[0], args[1])
+		return each(args, ask)
 	case "refused":
-		return refused(args[0], args[1])
+		return each(args, refused)
 	case "unix":
 		return askUnix(args[0])
 	case "ping":
@@ -54,6 +54,15 @@ func act(what string, args []string) error {
 		return descriptors()
 	}
 	return errors.New("no such part")
+}
+
+// each runs f for each pair of network and address.
+func each(args []string, f func(network, to string) error) error {
+	var errs []error
+	for i := 0; i+1 < len(args); i += 2 {
+		errs = append(errs, f(args[i], args[i+1]))
+	}
+	return errors.Join(errs...)
 }
 
 // ask prints what the other side answers.

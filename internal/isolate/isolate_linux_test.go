@@ -196,6 +196,7 @@ func users(t *testing.T, f func(t *testing.T, uid int)) {
 // TestAttack_B14_B26_all_roads_lead_to_the_parent: TCP to anything, and DNS to any server.
 func TestAttack_B14_B26_all_roads_lead_to_the_parent(t *testing.T) {
 	users(t, func(t *testing.T, uid int) {
+		args, wants := []string{"ask"}, []string(nil)
 		for _, tc := range []struct{ network, to, want string }{
 			{"tcp", "192.0.2.7:443", "redirect 192.0.2.7:443"},
 			{"tcp", "[2001:db8::7]:22", "redirect [2001:db8::7]:22"},
@@ -212,9 +213,16 @@ func TestAttack_B14_B26_all_roads_lead_to_the_parent(t *testing.T) {
 			{"udp", "127.0.0.53:53", "dns question"},
 			{"udp", "[::1]:53", "dns question"},
 		} {
-			out, errs, code := in(t, uid, nil, "ask", tc.network, tc.to)
-			if code != 0 || !strings.HasPrefix(out, tc.want) {
-				t.Errorf("%s %s: got %q, want %q (exit code %d)\n%s", tc.network, tc.to, out, tc.want, code, errs)
+			args, wants = append(args, tc.network, tc.to), append(wants, tc.want)
+		}
+		out, errs, code := in(t, uid, nil, args...)
+		lines := strings.Split(strings.TrimSpace(out), "\n")
+		if code != 0 || len(lines) != len(wants) {
+			t.Fatalf("exit code %d: %q\n%s", code, out, errs)
+		}
+		for i, want := range wants {
+			if !strings.HasPrefix(lines[i], want) {
+				t.Errorf("%s: got %q, want %q", args[2*i+1:2*i+3], lines[i], want)
 			}
 		}
 	})
@@ -223,15 +231,15 @@ func TestAttack_B14_B26_all_roads_lead_to_the_parent(t *testing.T) {
 // TestAttack_B13_B26_the_rest_is_refused at once, not by silence.
 func TestAttack_B13_B26_the_rest_is_refused(t *testing.T) {
 	users(t, func(t *testing.T, uid int) {
-		for _, probe := range [][]string{
-			{"refused", "udp", "192.0.2.7:443"}, {"refused", "udp", "[2001:db8::7]:443"},
-			{"refused", "udp", "192.0.2.7:123"}, {"refused", "udp", "[2001:db8::7]:3478"},
-			{"refused", "udp", "224.0.0.251:5353"}, {"refused", "udp", "[ff02::fb%lo]:5353"}, {"refused", "udp", "255.255.255.255:67"},
-			{"refused", "tcp", "127.0.0.1:65001"}, {"refused", "tcp", "[::1]:65001"},
-			{"refused", "tcp", "127.0.0.1:65053"}, {"refused", "udp", "127.0.0.1:65053"},
-			{"ping"}, {"sockets"},
-		} {
-			if out, errs, code := in(t, uid, nil, probe...); code != 0 {
+		out, errs, code := in(t, uid, nil, "refused",
+			"udp", "192.0.2.7:443", "udp", "[2001:db8::7]:443", "udp", "192.0.2.7:123", "udp", "[2001:db8::7]:3478",
+			"udp", "224.0.0.251:5353", "udp", "[ff02::fb%lo]:5353", "udp", "255.255.255.255:67",
+			"tcp", "127.0.0.1:65001", "tcp", "[::1]:65001", "tcp", "127.0.0.1:65053", "udp", "127.0.0.1:65053")
+		if code != 0 {
+			t.Errorf("exit code %d\n%s%s", code, out, errs)
+		}
+		for _, probe := range []string{"ping", "sockets"} {
+			if out, errs, code := in(t, uid, nil, probe); code != 0 {
 				t.Errorf("%s: exit code %d\n%s%s", probe, code, out, errs)
 			}
 		}
@@ -439,5 +447,33 @@ func TestStartFails(t *testing.T) {
 	}
 	if err := explain(io.ErrUnexpectedEOF); errors.Is(err, ErrUnsupported) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestNotSupported: where no namespace may be made the error says why.
+func TestNotSupported(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("unshare", "--user", "--map-root-user", "sh", "-c", `echo 0 >/proc/sys/user/max_user_namespaces && exec "$0" role-parent /bin/true`, self)
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "no network namespace can be made: user.max_user_namespaces") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if err := Supported(); err != nil {
+		t.Errorf("here it is: %v", err)
+	}
+}
+
+// TestNested: a command in a namespace can make one of its own, whose way out is the first.
+func TestNested(t *testing.T) {
+	out, errs, code := in(t, nobody, nil, "/proc/self/exe", "role-parent", "/proc/self/exe", "role-command", "ask", "tcp", "192.0.2.7:443")
+	if code != 0 || !strings.HasPrefix(out, "redirect 192.0.2.7:443") {
+		t.Errorf("%q, exit code %d\n%s", out, code, errs)
+	}
+	// Root has given up what it needs for another one, and is told.
+	if _, errs, code := in(t, 0, nil, "/proc/self/exe", "role-parent", "/bin/true"); code != 120 || !strings.Contains(errs, "CAP_SETFCAP") {
+		t.Errorf("exit code %d\n%s", code, errs)
 	}
 }

@@ -61,5 +61,8 @@ func hint() string {
 	if sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1" && os.Geteuid() != 0 {
 		return "AppArmor restricts user namespaces: give egressd a profile with the rule \"userns,\", or sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
 	}
+	if caps, err := effective(); err == nil && os.Geteuid() == 0 && caps&(1<<unix.CAP_SETFCAP) == 0 {
+		return "root without CAP_SETFCAP may not take itself along: give it the capability, or run egressd as another user"
+	}
 	return "a container's seccomp profile, a chroot or a security module may forbid namespaces (in Docker: --security-opt seccomp=unconfined --security-opt apparmor=unconfined)"
 }

@@ -3,10 +3,12 @@ package selftest
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -103,8 +105,8 @@ func echoRequest(typ byte) []byte {
 	b := []byte{typ, 0, 0, 0, 0, 0, 0, 1, 's', 'e', 'l', 'f'}
 	_, _ = rand.Read(b[4:6]) // an identity that no firewall has let pass before; it never fails
 	var sum uint32
-	for i := 0; i < len(b); i += 2 {
-		sum += uint32(b[i])<<8 | uint32(b[i+1])
+	for pair := range slices.Chunk(b, 2) {
+		sum += uint32(binary.BigEndian.Uint16(pair))
 	}
 	sum = sum>>16 + sum&0xffff
 	sum += sum >> 16

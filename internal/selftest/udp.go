@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -102,14 +101,19 @@ func readDNS(c net.Conn, network string) ([]byte, error) {
 		return b[:n], err
 	}
 	var head [2]byte
-	if _, err := io.ReadFull(c, head[:]); err != nil {
-		return nil, err
+	if n, err := io.ReadFull(c, head[:]); n < len(head) {
+		return head[:n], noneOf(n, err)
 	}
 	b := make([]byte, binary.BigEndian.Uint16(head[:]))
-	if _, err := io.ReadFull(c, b); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil, err
+	n, _ := io.ReadFull(c, b) // whatever came, somebody sent it
+	return b[:n], nil
+}
+
+func noneOf(n int, err error) error {
+	if n > 0 {
+		return nil
 	}
-	return b, nil
+	return err
 }
 
 // judgeDNS looks whether an answer holds anything that a server knows.
