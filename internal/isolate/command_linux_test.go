@@ -80,7 +80,7 @@ func ask(network, to string) error {
 	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 	b := make([]byte, 512)
 	n, err := c.Read(b)
-	fmt.Printf("%s\n", b[:n])
+	fmt.Printf("%s\n", strings.TrimSpace(string(b[:n])))
 	return err
 }
 
