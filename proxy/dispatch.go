@@ -207,19 +207,7 @@ func (s *Server) closeTunnel(t *tunnel, prefix []byte, proto policy.Protocol, re
 	x := t.begin(s)
 	x.dest = t.dest
 	x.protocol = proto.String()
-	var answer []byte
-	switch {
-	case proto == policy.TLS && ref.code == codeMisdirected:
-		answer = alertUnrecognizedName[:]
-	case proto == policy.TLS && ref.code == codeBadRequest:
-		answer = alertDecodeError[:]
-	case proto == policy.TLS && ref.status >= http.StatusInternalServerError:
-		answer = alertInternalError[:]
-	case proto == policy.TLS:
-		answer = alertAccessDenied[:]
-	case proto == policy.HTTP:
-		answer = ref.raw(x.id)
-	}
+	answer := ref.farewell(proto, prefix, x.id)
 	if len(answer) > 0 && t.conn.SetWriteDeadline(time.Now().Add(s.limits.SniffTimeout)) == nil {
 		_, _ = t.conn.Write(answer)
 	}

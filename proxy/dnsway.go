@@ -42,6 +42,7 @@ func (s *Server) ServeDNS(ctx context.Context, pc net.PacketConn, ln net.Listene
 			return sb != nil && r.Policy.MayName(sb, host)
 		},
 		Lookup: s.names.lookup,
+		HTTPS:  s.names.https,
 		Memory: s.memory,
 	})
 	return srv.Serve(ctx, pc, ln)

@@ -47,7 +47,7 @@ func (s *Server) inside(ctx context.Context, t *tunnel, tc *tls.Conn, alpn strin
 	case ref != nil:
 	case dec.Action == policy.Deny:
 		ref = denied(dec)
-	case dec.Action == policy.Inspect && dec.Credential != nil:
+	case dec.Action == policy.Pass, dec.Credential != nil, dec.ClientCert != nil:
 		s.serveLogin(ctx, t, b, &f, dec, addrs, alpn)
 		return
 	default:

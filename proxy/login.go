@@ -23,23 +23,28 @@ import (
 // login is one connection whose protocol has a login of its own, from the decision to its
 // end. It belongs to the connection's goroutine but for what is atomic.
 type login struct {
-	s     *Server
-	t     *tunnel
-	b     *bound
-	f     policy.Flow
-	dec   policy.Decision
-	addrs []netip.Addr
-	route route
-	alpn  string // negotiated with the sandbox, and so with the origin
-	in    *inject.Injector
-	cert  *inject.Projection // offered to the origin's TLS
-	used  atomic.Pointer[inject.Projection]
-	x     *record
+	s        *Server
+	t        *tunnel
+	b        *bound
+	f        policy.Flow
+	dec      policy.Decision
+	addrs    []netip.Addr
+	route    route
+	alpn     string           // negotiated with the sandbox, and so with the origin
+	in       *inject.Injector // of the credential; nil: none
+	certFrom *inject.Injector // of the client certificate; nil: none
+	isOpen   atomic.Bool
+	cert     *inject.Projection // offered to the origin's TLS
+	used     atomic.Pointer[inject.Projection]
+	x        *record
 }
 
 // serveLogin hands t.conn to the package of its protocol. f may be inside TLS.
 func (s *Server) serveLogin(ctx context.Context, t *tunnel, b *bound, f *policy.Flow, dec policy.Decision, addrs []netip.Addr, alpn string) {
-	l := &login{s: s, t: t, b: b, f: *f, dec: dec, addrs: addrs, alpn: alpn, in: b.rules.Injectors.Injector(dec.Credential)}
+	l := &login{s: s, t: t, b: b, f: *f, dec: dec, addrs: addrs, alpn: alpn}
+	if dec.Credential != nil {
+		l.in = b.rules.Injectors.Injector(dec.Credential)
+	}
 	l.x = t.begin(s)
 	l.x.dest, l.x.protocol, l.x.decision, l.x.flow = t.dest, f.Protocol.String(), dec, *f
 	client := &countedConn{Conn: s.paces.pace(f.Sandbox.ID).slowed(ctx, t.conn)}
@@ -63,9 +68,10 @@ func (l *login) prepare(ctx context.Context) error {
 	if l.dec.ClientCert == nil {
 		return nil
 	}
-	pr, err := l.b.rules.Injectors.Injector(l.dec.ClientCert).Resolve(ctx, l.t.dest.host, l.t.dest.port)
+	from := l.b.rules.Injectors.Injector(l.dec.ClientCert)
+	pr, err := from.Resolve(ctx, l.t.dest.host, l.t.dest.port)
 	if err == nil {
-		l.cert, l.x.cert = pr, pr
+		l.cert, l.x.cert, l.certFrom = pr, pr, from
 		return nil
 	}
 	if l.dec.ClientCert.FailOpen {
@@ -76,6 +82,9 @@ func (l *login) prepare(ctx context.Context) error {
 }
 
 func (l *login) serve(ctx context.Context, ws *wire.Session) error {
+	if l.dec.Credential == nil {
+		return l.passOn(ctx, ws)
+	}
 	switch l.f.Protocol {
 	case policy.Redis:
 		return redis.Serve(ctx, ws)
@@ -91,19 +100,36 @@ func (l *login) serve(ctx context.Context, ws *wire.Session) error {
 	return &wire.Refusal{Code: codeProtocol, Detail: "no package for " + l.f.Protocol.String()}
 }
 
+// passOn carries what is inside TLS as it is: nothing is logged in, at most a client
+// certificate is offered.
+func (l *login) passOn(ctx context.Context, ws *wire.Session) error {
+	up, err := ws.Dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = up.Close() }()
+	ws.Opened(up)
+	return ws.Pipe(ws.Client, up)
+}
+
 func (l *login) session(client net.Conn) *wire.Session {
 	d := l.t.dest
 	ws := &wire.Session{
 		Client: client, InTLS: l.f.InTLS, Host: d.host, Port: d.port,
 		Dial: l.dial, AcceptTLS: l.acceptTLS, StartTLS: l.startTLS,
-		Cleartext: l.dec.Credential.AllowCleartext, Credential: l.credential, Opened: l.opened,
+		Credential: l.credential, Opened: l.opened,
 		Pipe: func(a, b net.Conn) error {
 			_, _, err := pipe(a, b, l.s.limits.IdleTimeout)
 			return err
 		},
 		HandshakeTimeout: l.s.limits.HandshakeTimeout, IdleTimeout: l.s.limits.IdleTimeout,
 	}
-	if want := l.dec.Credential.SandboxLogin; want != nil {
+	rule := l.dec.Credential
+	if rule == nil {
+		return ws
+	}
+	ws.Cleartext = rule.AllowCleartext
+	if want := rule.SandboxLogin; want != nil {
 		ws.Require = func(username, password string) bool {
 			user := want.Username == "" || same(want.Username, username)
 			return same(want.Password, password) && user
@@ -156,16 +182,31 @@ func (l *login) credential(ctx context.Context) (*inject.Projection, error) {
 		return nil, unresolved(l.dec.Credential, err).asError()
 	}
 	l.used.Store(pr)
+	if l.isOpen.Load() { // it logs in once more, maybe with a newer version
+		l.describe()
+	}
 	return pr, nil
+}
+
+// describe tells what the connection has become.
+func (l *login) describe() {
+	a := about{dest: l.t.dest.String(), protocol: l.f.Protocol.String(), rule: l.dec.Rule,
+		stamps: stamps{team: l.f.Sandbox.Team, cred: stampOf(l.used.Load()), cert: stampOf(l.cert)}}
+	if l.dec.Credential != nil {
+		a.rule = l.dec.Credential.Name
+	}
+	l.s.live.describe(l.t.handle, a)
 }
 
 // opened registers what may be cut from now on.
 func (l *login) opened(up net.Conn) {
 	h := l.t.handle
 	h.watch(l.stillAllowed, up)
-	h.watchCredential(func() bool { return revoked(l.t.ctx, l.in, l.f.Host, l.f.Port) })
-	l.s.live.describe(h, about{dest: l.t.dest.String(), protocol: l.f.Protocol.String(), rule: l.dec.Credential.Name,
-		stamps: stamps{team: l.f.Sandbox.Team, cred: stampOf(l.used.Load()), cert: stampOf(l.cert)}})
+	h.watchCredential(func() bool {
+		return revoked(l.t.ctx, l.in, l.f.Host, l.f.Port) || revoked(l.t.ctx, l.certFrom, l.f.Host, l.f.Port)
+	})
+	l.isOpen.Store(true)
+	l.describe()
 }
 
 // stillAllowed asks a new ruleset about the connection.
@@ -177,7 +218,15 @@ func (l *login) stillAllowed(r *Ruleset) bool {
 	f := l.f
 	f.Sandbox = b.sandbox
 	d := r.Policy.Decide(&f)
-	return d.Action != policy.Deny && d.Credential != nil && d.Credential.Binding.SourceRef == l.dec.Credential.Binding.SourceRef
+	return d.Action != policy.Deny && sameSource(d.Credential, l.dec.Credential) && sameSource(d.ClientCert, l.dec.ClientCert)
+}
+
+// sameSource: what the connection has logged in with is what a rule would log in with now.
+func sameSource(a, b *policy.CredentialRule) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Binding.SourceRef == b.Binding.SourceRef && a.Team == b.Team
 }
 
 // allowsSSH asks the ruleset of now about one thing inside the connection.

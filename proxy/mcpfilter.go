@@ -17,7 +17,15 @@ func (s *Server) filterMCP(r *http.Request, x *record) *refusal {
 	if x.plan.websocket {
 		return &refusal{status: http.StatusForbidden, code: codeProtocol, detail: "mcp: a WebSocket cannot be looked into", close: true}
 	}
-	f := &mcp.Filter{Allows: rules.Allows, MaxRequest: int(s.limits.RewriteBodyBytes)}
+	allows := rules.Allows
+	if b, err := x.sess.bind(); err == nil && b.rules.Policy.Reports(b.sandbox) {
+		allows = func(tool string) (bool, string) {
+			ok, rule := rules.Allows(tool)
+			x.decision.Report = x.decision.Report || !ok
+			return true, rule
+		}
+	}
+	f := &mcp.Filter{Allows: allows, MaxRequest: int(s.limits.RewriteBodyBytes)}
 	if r.Body != nil && r.Body != http.NoBody {
 		body, d, err := f.Request(r.Header, r.Body)
 		switch {

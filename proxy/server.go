@@ -156,8 +156,9 @@ func (l Limits) withDefaults() Limits {
 // Use publishes r: the next request is decided by it, on connections that are open
 // already too, and relays that it would not allow are closed.
 func (s *Server) Use(r *Ruleset) {
-	s.rules.Store(r)
+	was := s.rules.Swap(r)
 	s.live.recheck(r)
+	s.forgetNames(was, r)
 	s.scheduleLease(r)
 }
 

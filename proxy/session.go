@@ -103,9 +103,29 @@ func (s *Server) scheduleLease(r *Ruleset) {
 	}
 }
 
+// forgetNames drops what sandboxes that are no more were told by DNS: their addresses and
+// ids may become others'.
+func (s *Server) forgetNames(was, now *Ruleset) {
+	if was == nil || was.Policy == nil {
+		return
+	}
+	for _, sb := range was.Policy.Sandboxes() {
+		if now == nil || now.Policy == nil || now.Policy.Sandbox(sb.ID) == nil {
+			s.memory.Forget(sb.ID)
+		}
+	}
+}
+
 // leaseOver is called when a lease has ended.
 func (s *Server) leaseOver() {
 	r := s.rules.Load()
+	if r != nil && r.Policy != nil {
+		for _, sb := range r.Policy.Sandboxes() {
+			if (&bound{sandbox: sb}).over() {
+				s.memory.Forget(sb.ID)
+			}
+		}
+	}
 	s.live.recheck(r)
 	s.scheduleLease(r)
 }

@@ -25,9 +25,8 @@ func (s *Server) enterSOCKS(t *tunnel) {
 			ref = &refusal{status: http.StatusServiceUnavailable, code: codeShutdown}
 			return ref.asError()
 		}
-		if given && token == "" {
-			ref = s.loginFailed(t.sess.claims.addr, "a login without a token")
-			return ref.asError()
+		if token == "" {
+			user, given = "", false // some clients (Java) always send a login, if an empty one
 		}
 		if b, ref = s.identify(t, user, token, given); ref != nil {
 			return ref.asError()
