@@ -348,7 +348,7 @@ func checkHostCert(known []*knownHost, host string, cert *ssh.Certificate) error
 	if cert.CertType != ssh.HostCert {
 		return fmt.Errorf("%w: its certificate is not for hosts", ErrHostKeyMismatch)
 	}
-	if f := cert.Signature.Format; f == ssh.KeyAlgoRSA || f == ssh.InsecureKeyAlgoDSA {
+	if f := cert.Signature.Format; f == ssh.KeyAlgoRSA {
 		return fmt.Errorf("%w: its certificate is signed with %s", ErrHostKeyMismatch, f)
 	}
 	host = strings.ToLower(host)

@@ -148,7 +148,7 @@ func TestAttack_E05_forwarding(t *testing.T) {
 	})
 	t.Run("OpenSSH", func(t *testing.T) {
 		d := startSSHD(t)
-		ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed below
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}

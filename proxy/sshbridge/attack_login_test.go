@@ -25,7 +25,7 @@ func TestAttack_E01_another_host_key(t *testing.T) {
 	t.Run("real sshd", func(t *testing.T) {
 		d := startSSHD(t)
 		r := newRig(t, d)
-		r.credential = r.login("root", parsePrivate(t, d.userKey, ""), host+" "+publicOf(newSigner(t)))
+		r.use(r.login("root", parsePrivate(t, d.userKey, ""), host+" "+publicOf(newSigner(t))))
 		g := r.ssh("", host, "echo in")
 		if g.status != 255 || g.stdout != "" || !strings.Contains(g.stderr, "egressd: no login at good.test: "+wire.CodeHostKey) {
 			t.Errorf("%+v", g)
@@ -54,7 +54,7 @@ func TestAttack_E01_another_host_key(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o := newOrigin(t)
 			r := o.rig()
-			r.credential = r.login("git", o.user, lines(o)...)
+			r.use(r.login("git", o.user, lines(o)...))
 			if _, err := r.tryClient(r.clientConfig()); err == nil {
 				t.Error("the sandbox is in")
 			}
@@ -97,7 +97,7 @@ func TestAttack_E02_real_host_keys(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, d)
-			r.credential = r.login("root", parsePrivate(t, d.userKey, ""), tt.lines...)
+			r.use(r.login("root", parsePrivate(t, d.userKey, ""), tt.lines...))
 			g := r.ssh("", host, "echo in")
 			if (g.stdout == "in\n") != tt.ok {
 				t.Errorf("%+v", g)
@@ -149,6 +149,8 @@ func TestAttack_E08_methods(t *testing.T) {
 			if err := r.ended(); code(err) != wire.CodeAuthRequired {
 				t.Error(err)
 			}
+			r.mu.Lock()
+			defer r.mu.Unlock()
 			if r.opened != 0 {
 				t.Error("opened")
 			}
@@ -198,7 +200,7 @@ func TestAttack_E08_methods(t *testing.T) {
 	t.Run("upstream that does not know the key", func(t *testing.T) {
 		o := newOrigin(t)
 		r := o.rig()
-		r.credential = r.login("git", newSigner(t), host+" "+publicOf(o.signer))
+		r.use(r.login("git", newSigner(t), host+" "+publicOf(o.signer)))
 		g := r.ssh("", host, "echo in")
 		if g.status != 255 || !strings.Contains(g.stderr, "no login at good.test: "+wire.CodeUpstreamLogin) {
 			t.Errorf("%+v", g)
@@ -526,7 +528,7 @@ func TestAttack_E11_cost(t *testing.T) {
 
 func dialRaw(t testing.TB, addr string) net.Conn {
 	t.Helper()
-	c, err := net.Dial("tcp", addr) //nolint:noctx // loopback
+	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}

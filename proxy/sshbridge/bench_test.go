@@ -45,7 +45,7 @@ func pipeOrigin(b *testing.B) (*origin, *ssh.ClientConfig) {
 
 func listenAll(b *testing.B, serve func(net.Conn)) string {
 	b.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed below
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
 	}

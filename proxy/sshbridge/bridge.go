@@ -95,9 +95,9 @@ func (b *bridge) run(ctx context.Context) {
 	b.spawn(func() { _ = b.up.Wait(); close(upGone) })
 	select { // what the one that has gone had sent goes on to the other
 	case <-clientGone:
-		waitFor(&b.toUp, upGone)
+		b.flush(&b.toUp, upGone)
 	case <-upGone:
-		waitFor(&b.toClient, clientGone)
+		b.flush(&b.toClient, clientGone)
 	}
 	cancel()
 	b.close()
@@ -122,20 +122,23 @@ func (b *bridge) spawn(f func()) {
 	})
 }
 
-// waitFor waits until no channel carries bytes, for flushTime at most, or until gone is
-// closed.
-func waitFor(carrying *atomic.Int32, gone <-chan struct{}) {
-	end := time.NewTimer(flushTime)
-	defer end.Stop()
+// flush waits until no channel carries bytes one way, until nothing has moved for
+// flushTime, for flushMost at most, or until gone is closed.
+func (b *bridge) flush(carrying *atomic.Int32, gone <-chan struct{}) {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for carrying.Load() > 0 {
+	start := time.Now()
+	for last, since := b.moved.Load(), start; carrying.Load() > 0; {
 		select {
 		case <-gone:
 			return
-		case <-end.C:
-			return
 		case <-tick.C:
+		}
+		if now := b.moved.Load(); now != last {
+			last, since = now, time.Now()
+		}
+		if time.Since(since) > flushTime || time.Since(start) > flushMost {
+			return
 		}
 	}
 }

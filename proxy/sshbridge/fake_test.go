@@ -54,12 +54,12 @@ func newOrigin(t testing.TB) *origin {
 
 // dial is a connection to a new instance.
 func (o *origin) dial(context.Context) (net.Conn, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = ln.Close() }()
-	c, err := net.Dial("tcp", ln.Addr().String()) //nolint:noctx // loopback
+	c, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +148,7 @@ func (o *origin) rig(change ...func(*rig)) *rig {
 	o.t.Helper()
 	return newRig(o.t, nil, append([]func(*rig){func(r *rig) {
 		r.dial = o.dial
-		r.credential = r.login("git", o.user, host+" "+publicOf(o.signer))
+		r.use(r.login("git", o.user, host+" "+publicOf(o.signer)))
 	}}, change...)...)
 }
 

@@ -128,7 +128,7 @@ func startSSHD(t testing.TB, config ...string) *sshd {
 	dir := t.TempDir()
 	d := &sshd{dir: dir, userKey: keygen(t, dir+"/user", "-t", "ed25519"), hostKey: keygen(t, dir+"/host_ed25519", "-t", "ed25519"), log: dir + "/sshd.log"}
 	write(t, dir+"/authorized_keys", publicLine(t, d.userKey)+"\n")
-	_ = os.MkdirAll("/run/sshd", 0o755) //nolint:gosec // what sshd's own unit makes
+	_ = os.MkdirAll("/run/sshd", 0o755)
 	port := freePort(t)
 	d.addr = net.JoinHostPort("127.0.0.1", port)
 	lines := append(config,
@@ -136,7 +136,7 @@ func startSSHD(t testing.TB, config ...string) *sshd {
 		"PasswordAuthentication no", "AuthorizedKeysFile "+dir+"/authorized_keys", "HostKey "+d.hostKey, "AcceptEnv LANG LC_* GIT_PROTOCOL EVIL LD_PRELOAD",
 		"Subsystem sftp "+tool(t, "sftp-server"), "LogLevel VERBOSE", "MaxStartups 100", "PrintMotd no", "PrintLastLog no")
 	conf := write(t, dir+"/sshd_config", strings.Join(lines, "\n")+"\n")
-	cmd := exec.Command(tool(t, "sshd"), "-D", "-f", conf, "-E", d.log) //nolint:noctx // ended below, in its own way
+	cmd := exec.Command(tool(t, "sshd"), "-D", "-f", conf, "-E", d.log)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +164,7 @@ func tail(s string, n int) string { return s[max(0, len(s)-n):] }
 
 func freePort(t testing.TB) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func newRig(t testing.TB, d *sshd, change ...func(*rig)) *rig {
 	r.options = Options{HostSigners: ca.HostSigners, Allow: func(policy.SSHRequest) bool { return true }}
 	if d != nil {
 		r.dial = dialer(d.addr)
-		r.credential = r.login("root", parsePrivate(t, d.userKey, ""), host+" "+publicLine(t, d.hostKey))
+		r.use(r.login("root", parsePrivate(t, d.userKey, ""), host+" "+publicLine(t, d.hostKey)))
 	}
 	for _, f := range change {
 		f(r)
@@ -243,7 +243,7 @@ func (r *rig) login(user string, signer ssh.Signer, knownHosts ...string) func(c
 }
 
 func (r *rig) listen() {
-	ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed below
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -266,10 +266,20 @@ func (r *rig) listen() {
 	})
 }
 
+// use sets what connections from now on log in with.
+func (r *rig) use(credential func(context.Context) (*inject.Projection, error)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.credential = credential
+}
+
 func (r *rig) serve(ctx context.Context, c net.Conn) {
 	defer func() { _ = c.Close() }()
+	r.mu.Lock()
+	credential := r.credential
+	r.mu.Unlock()
 	s := &wire.Session{
-		Client: c, Host: r.host, Port: 22, Dial: r.dial, Credential: r.credential,
+		Client: c, Host: r.host, Port: 22, Dial: r.dial, Credential: credential,
 		Opened:           func(net.Conn) { r.mu.Lock(); r.opened++; r.mu.Unlock() },
 		HandshakeTimeout: r.handshake, IdleTimeout: r.idle,
 	}

@@ -60,8 +60,13 @@ func TestServe_order(t *testing.T) {
 	if err := <-in; err != nil {
 		t.Error(err)
 	}
-	if err := r.ended(); err != nil || r.opened != 1 {
-		t.Errorf("%v, opened %d times", err, r.opened)
+	if err := r.ended(); err != nil {
+		t.Error(err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.opened != 1 {
+		t.Errorf("opened %d times", r.opened)
 	}
 }
 
@@ -104,17 +109,17 @@ func TestServe_panics(t *testing.T) {
 func TestServe_ends(t *testing.T) {
 	t.Run("the proxy cuts upstream", func(t *testing.T) {
 		o := newOrigin(t)
-		r := o.rig()
-		var raw net.Conn
-		dial := r.dial
-		r.dial = func(ctx context.Context) (net.Conn, error) {
-			c, err := dial(ctx)
-			raw = c
-			return c, err
-		}
+		raw := make(chan net.Conn, 1)
+		r := o.rig(func(r *rig) {
+			r.dial = func(ctx context.Context) (net.Conn, error) {
+				c, err := o.dial(ctx)
+				raw <- c
+				return c, err
+			}
+		})
 		ch, _ := r.session()
 		start := time.Now()
-		_ = raw.Close()
+		_ = (<-raw).Close()
 		_, _ = io.Copy(io.Discard, ch)
 		if err := r.ended(); err != nil || time.Since(start) > time.Second {
 			t.Errorf("%v after %v", err, time.Since(start))
@@ -144,6 +149,46 @@ func TestServe_ends(t *testing.T) {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 		<-gone
+	})
+	t.Run("the origin goes, and what it had sent arrives", func(t *testing.T) {
+		const size = 1 << 20
+		o := newOrigin(t)
+		var conn *ssh.ServerConn
+		ready := make(chan struct{})
+		o.ready = func(c *ssh.ServerConn) { conn = c; close(ready) }
+		o.session = func(ch ssh.Channel, reqs <-chan *ssh.Request) {
+			for q := range reqs {
+				_ = q.Reply(true, nil)
+				_, _ = ch.Write(make([]byte, size))
+				_, _ = ch.SendRequest("exit-status", false, []byte{0, 0, 0, 6})
+				_ = ch.Close()
+				<-ready
+				_ = conn.Close()
+			}
+		}
+		r := o.rig()
+		s, err := r.client().NewSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := s.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Start("x"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(300 * time.Millisecond)
+		if n, err := io.Copy(io.Discard, out); n != size || err != nil {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+		var exit *ssh.ExitError
+		if err := s.Wait(); !errors.As(err, &exit) || exit.ExitStatus() != 6 {
+			t.Error(err)
+		}
+		if err := r.ended(); err != nil {
+			t.Error(err)
+		}
 	})
 	t.Run("one that reads nothing", func(t *testing.T) {
 		o := newOrigin(t)
@@ -187,7 +232,7 @@ func TestServe_ends(t *testing.T) {
 		o := newOrigin(t)
 		r := o.rig(func(r *rig) { r.options.KeepAlive = 50 * time.Millisecond })
 		near, far := net.Pipe()
-		up, err := net.Dial("tcp", r.addr) //nolint:noctx // loopback
+		up, err := net.Dial("tcp", r.addr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -218,7 +263,7 @@ func TestServe_ends(t *testing.T) {
 		}
 		go ssh.DiscardRequests(reqs)
 		go func() {
-			for range chans { //nolint:revive // none comes
+			for range chans {
 			}
 		}()
 		time.Sleep(500 * time.Millisecond) // it answers and lives

@@ -98,6 +98,18 @@ func TestOpenSSH(t *testing.T) {
 			t.Errorf("%d key exchanges", n)
 		}
 	})
+	t.Run("rekeying by the origin and by the bridge", func(t *testing.T) {
+		d := startSSHD(t, "RekeyLimit 128k")
+		r := newRig(t, d, func(r *rig) { r.options.RekeyBytes = 200 << 10 })
+		b := data(t, r.dir+"/in", 4<<20)
+		g := r.command(string(b), "ssh", "-v", "-F", r.config(), host, "cat")
+		if g.status != 0 || g.stdout != string(b) {
+			t.Fatalf("status %d, %d bytes", g.status, len(g.stdout))
+		}
+		if n := strings.Count(g.stderr, "SSH2_MSG_NEWKEYS sent"); n < 8 {
+			t.Errorf("%d key exchanges with the bridge", n)
+		}
+	})
 	t.Run("one connection per command, logged in once", func(t *testing.T) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -324,7 +336,7 @@ func TestOpenSSH_keys(t *testing.T) {
 	for _, k := range kinds {
 		t.Run("login "+k.name, func(t *testing.T) {
 			r := newRig(t, d)
-			r.credential = r.login("root", parsePrivate(t, k.file, k.pass), host+" "+publicLine(t, d.hostKey))
+			r.use(r.login("root", parsePrivate(t, k.file, k.pass), host+" "+publicLine(t, d.hostKey)))
 			r.ssh("", host, "echo in").want(t, 0, "in\n")
 		})
 	}
@@ -334,7 +346,7 @@ func TestOpenSSH_keys(t *testing.T) {
 		}
 		t.Run("host key "+k.name, func(t *testing.T) {
 			r := newRig(t, d)
-			r.credential = r.login("root", parsePrivate(t, k.file, ""), host+" "+publicLine(t, k.file))
+			r.use(r.login("root", parsePrivate(t, k.file, ""), host+" "+publicLine(t, k.file)))
 			r.ssh("", host, "echo in").want(t, 0, "in\n")
 		})
 	}
@@ -342,7 +354,7 @@ func TestOpenSSH_keys(t *testing.T) {
 		t.Run("sandbox key "+args[1], func(t *testing.T) {
 			r := newRig(t, d)
 			r.clientKey = keygen(t, r.dir+"/other", args...)
-			r.credential = r.login("root", parsePrivate(t, filepath.Join(dir, "ed25519"), ""), host+" "+publicLine(t, d.hostKey))
+			r.use(r.login("root", parsePrivate(t, filepath.Join(dir, "ed25519"), ""), host+" "+publicLine(t, d.hostKey)))
 			r.ssh("", host, "echo in").want(t, 0, "in\n")
 		})
 	}

@@ -14,8 +14,10 @@ const (
 	MaxChannels = 10
 	// maxLogin is the longest that both logins may take together, whatever the session says.
 	maxLogin = 20 * time.Second
-	// flushTime is how long what one end has sent may still flow when that end is gone.
-	flushTime    = 5 * time.Second
+	// When one end is gone, what it had sent may flow for as long as it does not stand still
+	// for flushTime.
+	flushTime    = 2 * time.Second
+	flushMost    = time.Minute
 	defaultAlive = 30 * time.Second
 	leastSilence = 5 * time.Second
 	leastRekey   = 32 << 10
