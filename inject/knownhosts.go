@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -361,10 +360,4 @@ func checkHostCert(known []*knownHost, host string, cert *ssh.Certificate) error
 		return fmt.Errorf("%w: %w", ErrHostKeyMismatch, err)
 	}
 	return nil
-}
-
-// Callback is Check for a connection to one destination, whatever name the connection
-// has.
-func (k *KnownHosts) Callback(host string, port uint16) ssh.HostKeyCallback {
-	return func(_ string, _ net.Addr, key ssh.PublicKey) error { return k.Check(host, port, key) }
 }

@@ -140,15 +140,6 @@ func TestAttack_E02_known_hosts(t *testing.T) {
 			}
 		}
 	})
-	t.Run("callback", func(t *testing.T) {
-		cb := known(t, "good.test "+line(a)).Callback("good.test", 22)
-		if err := cb("evil.test:22", &net.TCPAddr{}, a.PublicKey()); err != nil {
-			t.Error(err)
-		}
-		if err := cb("good.test:22", &net.TCPAddr{}, b.PublicKey()); !errors.Is(err, ErrHostKeyMismatch) {
-			t.Error(err)
-		}
-	})
 }
 
 func TestAttack_E02_certificates(t *testing.T) {
