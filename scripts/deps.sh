@@ -9,34 +9,71 @@ node_version=24.21.0
 
 # command -> Debian package
 declare -A need=(
-	[git]=git [curl]=curl [openssl]=openssl [python3]=python3 [strace]=strace
-	[nft]=nftables [ip]=iproute2 [npm]=npm
+	[git]=git [curl]=curl [openssl]=openssl [python3]=python3 [strace]=strace [npm]=npm [rsync]=rsync
+	[nft]=nftables [ip]=iproute2 [bridge]=iproute2 [ping]=iputils-ping [nc]=netcat-openbsd [dig]=dnsutils
+	[setpriv]=util-linux [nsenter]=util-linux [unshare]=util-linux
+	[sshd]=openssh-server [ssh]=openssh-client [ssh-keygen]=openssh-client
+	[redis-server]=redis-server [redis-cli]=redis-tools
+	[mosquitto]=mosquitto [mosquitto_pub]=mosquitto-clients [mosquitto_sub]=mosquitto-clients
+	[psql]=postgresql [microsocks]=microsocks [tinyproxy]=tinyproxy-bin
+)
+# What is on no PATH: pattern -> Debian package
+declare -A files=(
+	[/etc/ssl/certs/ca-certificates.crt]=ca-certificates
+	['/usr/lib/openssh/regress/test-exec.sh']=openssh-tests
+	['/usr/lib/postgresql/*/bin/initdb']=postgresql
+	["$(git --exec-path 2>/dev/null || echo /usr/lib/git-core)/git-http-backend"]=git
 )
 
-missing=()
+declare -A missing=()
 for cmd in "${!need[@]}"; do
-	# nft and ip live in sbin, which is not on every user's PATH.
-	PATH="$PATH:/usr/sbin:/sbin" command -v "$cmd" >/dev/null || missing+=("${need[$cmd]}")
+	# sshd, nft and others live in sbin, which is not on every user's PATH.
+	PATH="$PATH:/usr/sbin:/sbin" command -v "$cmd" >/dev/null || missing[${need[$cmd]}]=1
 done
-[ -s /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
-if [ ! -x "$(git --exec-path 2>/dev/null || true)/git-http-backend" ]; then missing+=(git); fi
+for file in "${!files[@]}"; do
+	compgen -G "$file" >/dev/null || missing[${files[$file]}]=1
+done
 
-if [ ${#missing[@]} -gt 0 ]; then
-	if ! command -v apt-get >/dev/null; then
-		echo "deps: these are missing and there is no apt-get to install them with: ${missing[*]}" >&2
-		exit 1
-	fi
-	sudo=()
+# Servers are started by the tests, on loopback and as they need them. A fresh install
+# is kept from starting its own, and from starting it with the machine; what was
+# installed before is left as it is.
+services=()
+for pkg in openssh-server:ssh redis-server:redis-server mosquitto:mosquitto postgresql:postgresql; do
+	[ -z "${missing[${pkg%:*}]:-}" ] || services+=("${pkg#*:}")
+done
+
+sudo=()
+install() { # PACKAGE...
+	local policy=/usr/sbin/policy-rc.d
 	if [ "$(id -u)" != 0 ]; then
 		if ! command -v sudo >/dev/null; then
-			echo "deps: missing: ${missing[*]}. Become root, or install sudo, and run \`make deps\` again." >&2
+			echo "deps: missing: $*. Become root, or install sudo, and run \`make deps\` again." >&2
 			exit 1
 		fi
 		sudo=(sudo)
 	fi
-	echo "deps: installing ${missing[*]}"
+	echo "deps: installing $*"
 	"${sudo[@]}" apt-get update -qq
-	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+	if [ ${#services[@]} -gt 0 ] && [ ! -e $policy ]; then
+		# What Debian asks before it starts a service; 101 is no.
+		trap '"${sudo[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
+		printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee $policy >/dev/null
+		"${sudo[@]}" chmod 755 $policy
+	fi
+	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+	if [ ${#services[@]} -gt 0 ] && [ -d /run/systemd/system ]; then
+		echo "deps: not started with the machine: ${services[*]} (\`systemctl enable\` if you want them)"
+		"${sudo[@]}" systemctl disable --quiet "${services[@]}"
+		"${sudo[@]}" systemctl disable --quiet ssh.socket 2>/dev/null || true # of newer Ubuntus
+	fi
+}
+
+if [ ${#missing[@]} -gt 0 ]; then
+	if ! command -v apt-get >/dev/null; then
+		echo "deps: these are missing and there is no apt-get to install them with: ${!missing[*]}" >&2
+		exit 1
+	fi
+	install "${!missing[@]}"
 fi
 
 case "$(uname -m)" in
