@@ -63,6 +63,9 @@ func (s *Server) dispatch(ctx context.Context, t *tunnel) {
 	if ref == nil && t.aimed.IsValid() {
 		ref = s.checkLiteral(t.dest) // an address, where no name was claimed for it
 	}
+	if ref == nil && dec.Action == policy.Pass && proto == policy.TLS {
+		ref = s.checkECH(ctx, t, b.sandbox.ID)
+	}
 	if ref != nil {
 		s.closeTunnel(t, prefix, proto, ref)
 		return
@@ -162,6 +165,9 @@ func (s *Server) checkHello(t *tunnel, prefix *[]byte) *refusal {
 	hello, err := s.readHello(t, prefix)
 	if err != nil {
 		return &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "ClientHello: " + err.Error()}
+	}
+	if hello.ECH {
+		t.ech = uint16(hello.ECHConfigID) + 1
 	}
 	if t.aimed.IsValid() {
 		return t.claimHello(hello.ServerName)

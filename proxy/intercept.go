@@ -27,6 +27,9 @@ func (s *Server) downstreamTLS() *tls.Config {
 			if !ok {
 				return nil, errors.New("not a tunnel")
 			}
+			if !s.mayMint(rc.t) {
+				return nil, errMints
+			}
 			return s.leaves.Leaf(rc.t.dest.host)
 		},
 	}
@@ -42,7 +45,11 @@ func (s *Server) intercept(ctx context.Context, t *tunnel, prefix []byte) {
 		// The client does not trust our CA, pins, or broke off: never a reason to pass it through.
 		x := t.begin(s)
 		x.dest, x.protocol = t.dest, policy.TLS.String()
-		x.refused(&refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "TLS handshake with the client failed: " + err.Error()}, 0)
+		ref := &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "TLS handshake with the client failed: " + err.Error()}
+		if errors.Is(err, errMints) {
+			ref = limited(err.Error())
+		}
+		x.refused(ref, 0)
 		return
 	}
 	t.tls = true

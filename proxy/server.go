@@ -97,6 +97,7 @@ type Server struct {
 	watches  *watchlists
 	paces    *bandwidth
 	scrubs   *scrubbers
+	mints    *mints
 
 	janitor   *janitor
 	draining  chan struct{} // closed by Shutdown
@@ -115,7 +116,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		log: o.Logger, audit: o.Audit, metrics: m, leaves: o.Leaves, guard: o.Guard,
-		limits: o.Limits.withDefaults(), sshHosts: o.SSHHosts, paces: newBandwidth(o.Limits.BandwidthPerSandbox), watches: newWatchlists(), scrubs: newScrubbers(), memory: policydns.NewMemory(), backoff: newBackoff(), draining: make(chan struct{}),
+		limits: o.Limits.withDefaults(), sshHosts: o.SSHHosts, paces: newBandwidth(o.Limits.BandwidthPerSandbox), watches: newWatchlists(), scrubs: newScrubbers(), mints: newMints(), memory: policydns.NewMemory(), backoff: newBackoff(), draining: make(chan struct{}),
 	}
 	s.ids.init()
 	s.live = newRegistry(s.limits.Connections, s.limits.ConnectionsPerSandbox)

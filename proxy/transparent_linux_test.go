@@ -201,9 +201,6 @@ func (d *piecemeal) Write(p []byte) (int, error) {
 // A name that egressd told the sandbox is what a protocol without names goes by.
 func TestNamesFromThePolicyDNS(t *testing.T) {
 	b := newBehind(t, redirect.NAT)
-	sink := b.bed.Sink
-	b.use(identified(strings.Replace(basePolicy, "trafficRules:", "trafficRules:\n          - {name: raw, action: allow, domains: [raw.test], ports: [{port: SINKPORT}]}", 1)))
-	_ = sink
 	q := func(name string, typ uint16) *dns.Msg {
 		t.Helper()
 		c, err := b.net.Sandbox.Dial(t, "udp", "192.0.2.2:53", 3*time.Second)

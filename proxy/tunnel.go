@@ -19,10 +19,11 @@ type tunnel struct {
 	conn    net.Conn // raw with what was read ahead replayed
 	sess    *session
 	way     way
-	dest    dest // of the tunnel; absolute-form requests have their own
-	tls     bool // requests come out of intercepted TLS
-	h2c     bool // HTTP/2 in clear, with prior knowledge
-	silent  bool // relayed before its client had said what it speaks
+	dest    dest   // of the tunnel; absolute-form requests have their own
+	tls     bool   // requests come out of intercepted TLS
+	h2c     bool   // HTTP/2 in clear, with prior knowledge
+	silent  bool   // relayed before its client had said what it speaks
+	ech     uint16 // of its ClientHello: 0 none, or 1 more than the id of the key that it is sealed to
 	handle  *entry
 	client  netip.Addr // its address
 	flights flights

@@ -4,7 +4,10 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
@@ -20,12 +23,6 @@ type Known interface {
 	Generation() uint64 // changes when Known may have
 }
 
-// What a watchlist finds, as tags of its matcher.
-const (
-	tagSecret = iota
-	tagPlaceholder
-)
-
 // errLeak ends a request body in which something was found that must not leave.
 var errLeak = errors.New("the request holds what must not leave")
 
@@ -33,9 +30,11 @@ var errLeak = errors.New("the request holds what must not leave")
 // that egressd knows and did not put there, and placeholders that mean nothing where the
 // request goes.
 type watchlist struct {
-	key        watchKey
-	generation uint64
-	matcher    *scan.Matcher
+	key          watchKey
+	team         *teamValues
+	known        *knownValues
+	own          []int // tags of known that the rule puts there
+	placeholders *scan.Matcher
 }
 
 type watchKey struct {
@@ -45,136 +44,231 @@ type watchKey struct {
 	cred    uint64 // the projection that the rule has now
 }
 
+// teamValues are the values known of one team's sources, as of some moment: a matcher for
+// many values costs milliseconds, so all of the team's requests share one, and how often
+// it is made anew is bounded by what it costs.
+type teamValues struct {
+	making sync.Mutex
+	now    atomic.Pointer[knownValues]
+}
+
+// knownValues is immutable. A value's tag is its index.
+type knownValues struct {
+	generation uint64
+	values     []secret.String
+	matcher    *scan.Matcher
+	again      time.Time // not made anew before
+}
+
+const (
+	leastLag = 200 * time.Millisecond
+	lagFor   = 20 // times as long as making it took
+)
+
+// of gives the values that are known, or were a moment ago.
+func (v *teamValues) of(known Known, team string) *knownValues {
+	cur := v.now.Load()
+	if cur != nil && (cur.generation == known.Generation() || time.Now().Before(cur.again)) {
+		return cur
+	}
+	if cur == nil {
+		v.making.Lock()
+	} else if !v.making.TryLock() {
+		return cur
+	}
+	defer v.making.Unlock()
+	if cur = v.now.Load(); cur != nil && cur.generation == known.Generation() {
+		return cur
+	}
+	start := time.Now()
+	next := &knownValues{}
+	next.values, next.generation = known.Known(team)
+	var patterns []scan.Pattern
+	for tag, value := range next.values {
+		patterns = append(patterns, scan.Patterns(value.Reveal(), tag)...)
+	}
+	next.matcher = scan.New(patterns)
+	next.again = time.Now().Add(max(leastLag, lagFor*time.Since(start)))
+	v.now.Store(next)
+	return next
+}
+
 // watchlists keeps what is costly to make. Safe for concurrent use.
 type watchlists struct {
-	made *lru.Cache[watchKey, *watchlist]
+	teams        *lru.Cache[string, *teamValues]
+	placeholders *lru.Cache[watchKey, *scan.Matcher]
 }
 
 const maxWatchlists = 1024
 
 func newWatchlists() *watchlists {
-	made, _ := lru.New[watchKey, *watchlist](maxWatchlists) // fails on a size below 1 only
-	return &watchlists{made: made}
+	teams, _ := lru.New[string, *teamValues](maxWatchlists) // fails on a size below 1 only
+	placeholders, _ := lru.New[watchKey, *scan.Matcher](maxWatchlists)
+	return &watchlists{teams: teams, placeholders: placeholders}
 }
 
-// of gives the matcher for a request, from the tunnel where it has not changed.
-func (l *watchlists) of(last *atomic.Pointer[watchlist], b *bound, rule *policy.CredentialRule, pr *inject.Projection) *scan.Matcher {
+// of gives the watchlist for a request, the tunnel's last one where nothing has changed.
+func (l *watchlists) of(last *atomic.Pointer[watchlist], b *bound, rule *policy.CredentialRule, pr *inject.Projection) *watchlist {
 	key := watchKey{rules: b.rules, sandbox: b.sandbox, rule: rule}
 	if pr != nil {
 		key.cred = pr.ID
 	}
-	var generation uint64
-	if b.rules.Known != nil {
-		generation = b.rules.Known.Generation()
-	}
-	if w := last.Load(); w != nil && w.key == key && w.generation == generation {
-		return w.matcher
-	}
-	w, ok := l.made.Get(key)
-	if !ok || w.generation != generation {
-		w = makeWatchlist(key, pr)
-		l.made.Add(key, w)
-	}
-	last.Store(w)
-	return w.matcher
-}
-
-func makeWatchlist(key watchKey, pr *inject.Projection) *watchlist {
-	w := &watchlist{key: key}
-	var patterns []scan.Pattern
-	if known := key.rules.Known; known != nil {
-		var values []secret.String
-		values, w.generation = known.Known(key.sandbox.Team)
-		var own []secret.String
-		if pr != nil {
-			own = pr.Secrets()
-		}
-		for _, v := range values {
-			if !contains(own, v) {
-				patterns = append(patterns, scan.Patterns(v.Reveal(), tagSecret)...)
-			}
+	w := last.Load()
+	if w == nil || w.key != key {
+		w = &watchlist{key: key, placeholders: l.placeholdersOf(key)}
+		if b.rules.Known != nil {
+			w.team = l.team(b.sandbox.Team)
 		}
 	}
-	for _, p := range key.rules.Policy.Placeholders(key.sandbox) {
-		if !meansIt(p.Rules, key.rule) {
-			patterns = append(patterns, scan.Patterns(p.Text, tagPlaceholder)...)
+	if w.team != nil {
+		if now := w.team.of(b.rules.Known, b.sandbox.Team); now != w.known {
+			next := *w
+			next.known, next.own = now, now.tagsOf(pr)
+			w = &next
 		}
 	}
-	w.matcher = scan.New(patterns)
+	if w != last.Load() {
+		last.Store(w)
+	}
 	return w
 }
 
-func contains(list []secret.String, v secret.String) bool {
-	for _, o := range list {
-		if o.Equal(v) {
-			return true
-		}
+func (l *watchlists) team(name string) *teamValues {
+	if t, ok := l.teams.Get(name); ok {
+		return t
 	}
-	return false
+	t := &teamValues{}
+	if other, ok, _ := l.teams.PeekOrAdd(name, t); ok {
+		t = other
+	}
+	return t
 }
 
-// meansIt: the rule is one of those that give the placeholder a meaning.
-func meansIt(rules []*policy.CredentialRule, rule *policy.CredentialRule) bool {
-	for _, r := range rules {
-		if r == rule {
-			return true
+func (l *watchlists) placeholdersOf(key watchKey) *scan.Matcher {
+	key.cred = 0
+	if m, ok := l.placeholders.Get(key); ok {
+		return m
+	}
+	var patterns []scan.Pattern
+	for _, p := range key.rules.Policy.Placeholders(key.sandbox) {
+		if !slices.Contains(p.Rules, key.rule) {
+			patterns = append(patterns, scan.Patterns(p.Text, 0)...)
 		}
 	}
-	return false
+	m := scan.New(patterns)
+	l.placeholders.Add(key, m)
+	return m
+}
+
+// tagsOf finds what pr puts into requests by itself.
+func (k *knownValues) tagsOf(pr *inject.Projection) []int {
+	if pr == nil {
+		return nil
+	}
+	var tags []int
+	for _, own := range pr.Secrets() {
+		if tag := slices.IndexFunc(k.values, own.Equal); tag >= 0 {
+			tags = append(tags, tag)
+		}
+	}
+	return tags
+}
+
+// empty: nothing would be found.
+func (w *watchlist) empty() bool {
+	return w.placeholders.Empty() && (w.known == nil || w.known.matcher.Empty())
+}
+
+// find looks at bytes that are there as a whole.
+func (w *watchlist) find(b []byte) *refusal {
+	if _, _, _, found := w.placeholders.Find(b); found {
+		return misplaced()
+	}
+	for w.known != nil {
+		start, _, tag, found := w.known.matcher.Find(b)
+		switch {
+		case !found:
+			return nil
+		case !slices.Contains(w.own, tag):
+			return leaked()
+		}
+		b = b[start+1:] // what begins within it may count
+	}
+	return nil
+}
+
+// body goes on looking while a body is read; say is called before it ends with errLeak.
+func (w *watchlist) body(body io.ReadCloser, say func(*refusal)) io.ReadCloser {
+	var r io.Reader = body
+	if !w.placeholders.Empty() {
+		r = w.placeholders.Detect(r, func(int) bool {
+			say(misplaced())
+			return true
+		})
+	}
+	if w.known != nil && !w.known.matcher.Empty() {
+		r = w.known.matcher.Detect(r, func(tag int) bool {
+			if slices.Contains(w.own, tag) {
+				return false
+			}
+			say(leaked())
+			return true
+		})
+	}
+	return &guardedBody{Reader: r, under: body}
 }
 
 // watch looks at what the sandbox wrote, before anything is added to it, and goes on looking
 // while the body is read.
-func (s *Server) watch(r *http.Request, x *record, m *scan.Matcher) *refusal {
-	if m.Empty() {
+func (s *Server) watch(r *http.Request, x *record, w *watchlist) *refusal {
+	if w.empty() {
 		return nil
 	}
-	if tag, found := findIn(m, r.RequestURI); found {
-		return leaked(tag)
+	if ref := w.findIn(r.RequestURI); ref != nil {
+		return ref
 	}
 	for _, values := range r.Header {
 		for _, v := range values {
-			if tag, found := findIn(m, v); found {
-				return leaked(tag)
+			if ref := w.findIn(v); ref != nil {
+				return ref
 			}
 		}
 	}
 	if r.Body != nil && r.Body != http.NoBody {
 		found := new(leak)
 		x.leak = found // what still reads the body when the exchange is over must not speak of another one
-		r.Body = &guardedBody{Reader: m.Detect(r.Body, func(tag int) { found.tag.Store(int32(tag) + 1) }), under: r.Body}
+		r.Body = w.body(r.Body, found.ref.Store)
 	}
 	return nil
 }
 
 // findIn costs no copy for what a header holds, mostly.
-func findIn(m *scan.Matcher, s string) (tag int, found bool) {
+func (w *watchlist) findIn(s string) *refusal {
 	var room [512]byte
-	b := append(room[:0], s...)
-	_, _, tag, found = m.Find(b)
-	return tag, found
+	return w.find(append(room[:0], s...))
 }
 
 // leak is what was found in one body.
-type leak struct{ tag atomic.Int32 }
+type leak struct{ ref atomic.Pointer[refusal] }
 
 func (l *leak) refusal() *refusal {
-	if l == nil || l.tag.Load() == 0 {
+	if l == nil {
 		return nil
 	}
-	return leaked(int(l.tag.Load()) - 1)
+	return l.ref.Load()
 }
 
-func leaked(tag int) *refusal {
-	if tag == tagPlaceholder {
-		return &refusal{status: http.StatusForbidden, code: codePlaceholder, detail: "a placeholder on its way to where no rule replaces it", close: true}
-	}
+func misplaced() *refusal {
+	return &refusal{status: http.StatusForbidden, code: codePlaceholder, detail: "a placeholder on its way to where no rule replaces it", close: true}
+}
+
+func leaked() *refusal {
 	return &refusal{status: http.StatusForbidden, code: codeLeak, detail: "a value of a source that was not put there by a rule", close: true}
 }
 
 // guardedBody is a request body that ends with errLeak where it would give something away.
 type guardedBody struct {
-	*scan.Reader
+	io.Reader
 	under io.Closer
 }
 

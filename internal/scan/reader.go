@@ -24,7 +24,7 @@ type Reader struct {
 	m       *Matcher
 	src     io.Reader
 	replace func(tag int) []byte // nil: detect
-	found   func(tag int)
+	found   func(tag int) bool
 
 	in    []byte // came from src and has not been passed on; at the end of buf
 	buf   []byte
@@ -41,9 +41,9 @@ func (m *Matcher) Replace(src io.Reader, replace func(tag int) []byte) *Reader {
 	return &Reader{m: m, src: src, replace: replace}
 }
 
-// Detect gives src up to the first match, and then ErrFound: no byte of the match is
-// passed on. found, which may be nil, is called once, within Read.
-func (m *Matcher) Detect(src io.Reader, found func(tag int)) *Reader {
+// Detect gives src up to the first match that counts, and then ErrFound: no byte of the
+// match is passed on. found says, within Read, whether a match counts; nil: every one does.
+func (m *Matcher) Detect(src io.Reader, found func(tag int) bool) *Reader {
 	return &Reader{m: m, src: src, found: found}
 }
 
@@ -93,11 +93,10 @@ func (r *Reader) search() {
 		r.clean, r.dirty = start, false
 	case start > 0:
 		r.clean = start
+	case r.replace == nil && r.found != nil && !r.found(r.m.patterns[n].tag):
+		r.clean = 1 // what begins within it may count
 	case r.replace == nil:
 		r.in, r.dirty, r.err = nil, false, ErrFound
-		if r.found != nil {
-			r.found(r.m.patterns[n].tag)
-		}
 	default:
 		r.in = r.in[end:]
 		r.dirty = len(r.in) > 0

@@ -148,6 +148,22 @@ func TestEventsLeaveAtOnce(t *testing.T) {
 	<-done
 }
 
+// A match that does not count goes on, and what begins within it is still found.
+func TestDetectOnlyWhatCounts(t *testing.T) {
+	m := New([]Pattern{{Bytes: []byte("mine-and-more"), Tag: 1}, {Bytes: []byte("more-of-yours"), Tag: 2}})
+	counts := func(tag int) bool { return tag == 2 }
+	for in, want := range map[string]string{
+		"x mine-and-more y": "x mine-and-more y", "mine-and-more-of-yours": "mine-and-", "a mine-and-more b more-of-yours c": "a mine-and-more b ",
+	} {
+		for i := range in {
+			got, err := io.ReadAll(m.Detect(chunks([]byte(in[:i]), []byte(in[i:])), counts))
+			if string(got) != want || (len(got) < len(in)) != errors.Is(err, ErrFound) {
+				t.Errorf("%q at %d: %q, %v", in, i, got, err)
+			}
+		}
+	}
+}
+
 func TestDetect(t *testing.T) {
 	const value = "tok-0123456789abcdef"
 	m := New(Patterns(value, 9))
@@ -155,7 +171,7 @@ func TestDetect(t *testing.T) {
 	for i := range len(text) + 1 {
 		for _, size := range []int{1, 3, 4096} {
 			tags := 0
-			r := m.Detect(chunks([]byte(text[:i]), []byte(text[i:])), func(tag int) { tags += tag })
+			r := m.Detect(chunks([]byte(text[:i]), []byte(text[i:])), func(tag int) bool { tags += tag; return true })
 			var got []byte
 			var err error
 			for p := make([]byte, size); err == nil; {
