@@ -134,6 +134,12 @@ func (a *Authority) CertPEM() []byte {
 // Minted is how many leaves were signed since start.
 func (a *Authority) Minted() uint64 { return a.mintings.Load() }
 
+// Has says whether Leaf would give host a certificate without signing one.
+func (a *Authority) Has(host string) bool {
+	l, ok := a.leaves.Peek(host)
+	return ok && l.good(time.Now().Unix())
+}
+
 // Leaf returns a certificate for host, which is an LDH name or an address in canonical
 // form (ErrBadHost otherwise), with exactly that as its one SAN. The certificate is
 // shared and must not be changed. Concurrent first calls for one host mint once.
