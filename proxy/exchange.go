@@ -159,7 +159,9 @@ func splitTarget(target string) (path, query string, ok bool) {
 // forward sends the request and copies the answer back.
 func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *plan) {
 	pace := s.paces.pace(x.flow.Sandbox.ID)
-	body := countBody(r, pace)
+	least := newTrickle(w, r, s.limits.StallTimeout)
+	defer least.close()
+	body := countBody(r, pace, least)
 	switch {
 	case !p.trailers:
 		r.Trailer = nil
@@ -209,7 +211,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 		f.Flush() // the h1 server would first wait for the rest of a body that nobody wants any more
 	}
 	cleanTrailer(resp.Trailer)
-	p.scrub.trailer(resp.Trailer)
+	p.scrub.fields(resp.Trailer)
 	for k, v := range resp.Trailer {
 		h[http.TrailerPrefix+k] = v
 	}
@@ -258,6 +260,8 @@ func (s *Server) upstreamError(w http.ResponseWriter, r *http.Request, x *record
 	case r.Context().Err() != nil, errors.Is(err, errClientGone):
 		x.outcome, x.detail = outcomeAborted, "the client went away"
 		panic(http.ErrAbortHandler)
+	case errors.Is(err, errTrickle), errors.Is(err, errClientBody) && isTimeout(err):
+		ref = &refusal{status: http.StatusRequestTimeout, code: codeBadRequest, detail: err.Error(), close: true}
 	case errors.Is(err, errClientBody) && errors.As(err, &pe):
 		ref = &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: pe.Reason, close: true}
 	case errors.Is(err, errUpstreamResponse):

@@ -18,6 +18,7 @@ type flight struct {
 	r        *http.Request
 	interims int
 	guard    *guardedUse
+	scrub    *scrubber // of the answer, hints included
 }
 
 // ready makes the callbacks, once for all exchanges that f will be.
@@ -29,13 +30,13 @@ func (f *flight) ready() {
 func (f *flight) clear() {
 	f.answer.Clear()
 	f.opts = h1.RoundTripOptions{Slow: f.opts.Slow, Got1xx: f.opts.Got1xx, Done: f.opts.Done, Room: &f.answer}
-	f.conn, f.w, f.r, f.interims, f.guard = nil, nil, nil, 0, nil
+	f.conn, f.w, f.r, f.interims, f.guard, f.scrub = nil, nil, nil, 0, nil, nil
 }
 
 // on prepares f for an attempt on c.
 func (f *flight) on(c *upConn, w http.ResponseWriter, r *http.Request, p *plan) *h1.RoundTripOptions {
 	l := &c.pool.up.limits
-	f.conn, f.w, f.r, f.interims, f.guard = c, w, r, 0, nil
+	f.conn, f.w, f.r, f.interims, f.guard, f.scrub = c, w, r, 0, nil, p.scrub
 	o := &f.opts
 	o.Target, o.Host, o.Upgrade, o.Trailers = p.target, p.authority, p.websocket, p.trailers
 	o.HeaderTimeout, o.StallTimeout, o.IdleTimeout = l.ResponseHeaderTimeout, l.StallTimeout, l.IdleTimeout
@@ -80,6 +81,7 @@ func (f *flight) aborted() bool { return f.guard != nil && f.guard.state.Load() 
 
 func (f *flight) got1xx(status int, h http.Header) error {
 	if f.interims++; f.interims <= maxInterims {
+		f.scrub.fields(h)
 		interim(f.w, status, h)
 	}
 	return nil

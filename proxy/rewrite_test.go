@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"strings"
 	"testing"
 
@@ -220,5 +222,44 @@ func TestAttack_A25_reflection_is_scrubbed(t *testing.T) {
 		}
 	})
 	g.records.wait(t, func(a audit.Record) bool { return a.Scrubbed > 0 })
+	g.clean(t)
+}
+
+// Hints and trailers come with the answer and are searched like it.
+func TestAttack_A25_C07_hints_and_trailers_are_scrubbed(t *testing.T) {
+	g := attacked(t, options{})
+	reflect := func(w http.ResponseWriter, r *http.Request) {
+		v := r.Header.Get("Authorization")
+		w.Header().Set("Link", "</x?"+v+">")
+		w.WriteHeader(http.StatusEarlyHints)
+		w.Header().Del("Link")
+		w.Header().Set("Trailer", "X-Echo")
+		_, _ = io.WriteString(w, "body\n")
+		w.Header().Set("X-Echo", base64.StdEncoding.EncodeToString([]byte(v)))
+	}
+	o := testbed.NewOrigin(t, g.bed.CA, testbed.OriginOptions{IP: "127.0.0.2", Names: []string{"good.test"}, Mount: map[string]http.Handler{"/reflect": http.HandlerFunc(reflect)}})
+	g.use(strings.Replace(basePolicy, "domains: [good.test]}\n      credentialBindings", "domains: [good.test], scrub: true}\n      credentialBindings", 1))
+	for _, h2 := range []bool{false, true} {
+		c := g.client("one", tokenOne, h2)
+		req, _ := http.NewRequest(http.MethodGet, o.URL("/reflect"), nil)
+		var hints []byte
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
+			hints = fmt.Append(hints, h)
+			return nil
+		}}))
+		resp, err := c.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || string(body) != "body\n" || !strings.Contains(resp.Trailer.Get("X-Echo"), "[redacted]") {
+			t.Errorf("%v %q %v", err, body, resp.Trailer)
+		}
+		if !h2 && !strings.Contains(string(hints), "[redacted]") { // h2 clients are shown none
+			t.Errorf("hints: %s", hints)
+		}
+		g.note(append(fmt.Append(nil, resp.Header, resp.Trailer), hints...))
+	}
 	g.clean(t)
 }

@@ -74,8 +74,8 @@ func (c *scrubber) answer(r *http.Request, resp *http.Response) error {
 	return nil
 }
 
-// trailer searches what comes behind the body.
-func (c *scrubber) trailer(h http.Header) {
+// fields searches what comes behind the body, or before the answer: hints.
+func (c *scrubber) fields(h http.Header) {
 	if c != nil {
 		c.m.Header(h, c.replace)
 	}

@@ -22,7 +22,7 @@ import (
 func (p *pool) roundTripH2(w http.ResponseWriter, r *http.Request, pl *plan) (*http.Response, error) {
 	p.h2once.Do(p.startH2)
 	ctx, watch := watchClient(r.Context(), w)
-	interims := interimGate{w: w}
+	interims := interimGate{w: w, scrub: pl.scrub}
 	defer interims.close()
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: interims.pass})
 	header := r.Header
@@ -113,6 +113,8 @@ type interimGate struct {
 	w    http.ResponseWriter
 	n    int
 	shut bool
+
+	scrub *scrubber
 }
 
 func (g *interimGate) pass(code int, h textproto.MIMEHeader) error {
@@ -122,6 +124,7 @@ func (g *interimGate) pass(code int, h textproto.MIMEHeader) error {
 		return errors.New("unrequested 101") // RFC 9113 section 8.6: h2 has none
 	}
 	if g.n++; g.n <= maxInterims && !g.shut {
+		g.scrub.fields(http.Header(h))
 		interim(g.w, code, http.Header(h))
 	}
 	return nil
