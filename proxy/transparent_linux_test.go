@@ -93,7 +93,7 @@ func (b *behind) aim(t testing.TB, addr string, port uint16) net.Conn {
 // aimTLS shakes hands inside.
 func (b *behind) aimTLS(t testing.TB, addr string, port uint16, sni string) *tls.Conn {
 	t.Helper()
-	return tls.Client(b.aim(t, addr, port), &tls.Config{ServerName: sni, RootCAs: b.roots(), InsecureSkipVerify: sni == "", NextProtos: []string{"http/1.1"}}) //nolint:gosec // a test of egressd
+	return tls.Client(b.aim(t, addr, port), &tls.Config{ServerName: sni, RootCAs: b.roots(), InsecureSkipVerify: sni == "", NextProtos: []string{"http/1.1"}})
 }
 
 func (b *behind) ask(t testing.TB, c net.Conn, host, path string) (*http.Response, error) {
