@@ -18,23 +18,22 @@ type bodyCounter struct {
 	io.ReadCloser
 	n     atomic.Int64
 	pace  *pace
-	least *trickle
 	ctx   context.Context //nolint:containedctx // of the request
 	atEnd func()          // nil, or what to do when the body and its trailers have been read
 }
 
 // countBody wraps r.Body; nil when there is none.
-func countBody(r *http.Request, at *pace, least *trickle) *bodyCounter {
+func countBody(r *http.Request, at *pace) *bodyCounter {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
-	b := &bodyCounter{ReadCloser: r.Body, pace: at, least: least, ctx: r.Context()}
+	b := &bodyCounter{ReadCloser: r.Body, pace: at, ctx: r.Context()}
 	r.Body = b
 	return b
 }
 
 func (b *bodyCounter) Read(p []byte) (int, error) {
-	n, err := b.least.read(p, b.ReadCloser.Read)
+	n, err := b.ReadCloser.Read(p)
 	b.n.Add(int64(n))
 	if werr := b.pace.wait(b.ctx, true, n); werr != nil && err == nil {
 		err = werr

@@ -56,6 +56,10 @@ func (s *Server) exchange(w http.ResponseWriter, r *http.Request, t *tunnel, x *
 		defer cancel()
 		r, x.cancel = r.WithContext(ctx), cancel
 	}
+	if least := newTrickle(w, r, s.limits.StallTimeout); least != nil {
+		defer least.end()
+		r.Body = least
+	}
 	if ref := s.plan(r, t, x, b); ref != nil {
 		x.refuse(w, ref)
 		return
@@ -159,9 +163,7 @@ func splitTarget(target string) (path, query string, ok bool) {
 // forward sends the request and copies the answer back.
 func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *plan) {
 	pace := s.paces.pace(x.flow.Sandbox.ID)
-	least := newTrickle(w, r, s.limits.StallTimeout)
-	defer least.close()
-	body := countBody(r, pace, least)
+	body := countBody(r, pace)
 	switch {
 	case !p.trailers:
 		r.Trailer = nil
@@ -260,8 +262,8 @@ func (s *Server) upstreamError(w http.ResponseWriter, r *http.Request, x *record
 	case r.Context().Err() != nil, errors.Is(err, errClientGone):
 		x.outcome, x.detail = outcomeAborted, "the client went away"
 		panic(http.ErrAbortHandler)
-	case errors.Is(err, errTrickle), errors.Is(err, errClientBody) && isTimeout(err):
-		ref = &refusal{status: http.StatusRequestTimeout, code: codeBadRequest, detail: err.Error(), close: true}
+	case errors.Is(err, errClientBody) && tooSlow(err):
+		ref = slowBody(err)
 	case errors.Is(err, errClientBody) && errors.As(err, &pe):
 		ref = &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: pe.Reason, close: true}
 	case errors.Is(err, errUpstreamResponse):

@@ -30,15 +30,15 @@ func (s *Server) project(r *http.Request, t *tunnel, x *record, b *bound, path, 
 	if x.source != nil && x.source.Placeholders != nil {
 		return s.substitute(r, x, path, query)
 	}
+	if x.source != nil && x.source.AWS != nil {
+		return s.resign(r, x, path, query)
+	}
 	if x.decision.StripClientAuth {
 		inject.StripClientAuth(r.Header)
 		query = inject.StripQueryAuth(query)
 	}
 	if x.source == nil {
 		return path, query, nil
-	}
-	if x.source.AWS != nil {
-		return s.resign(r, x, path, query)
 	}
 	x.source.Apply(r.Header, rule.KeepClientAuth)
 	s.scrubLater(r, p, rule, x.source)
@@ -136,6 +136,8 @@ func (s *Server) wholeBody(r *http.Request, x *record) ([]byte, *refusal) {
 	switch {
 	case errors.Is(err, errLeak):
 		return nil, x.leak.refusal()
+	case tooSlow(err):
+		return nil, slowBody(err)
 	case err != nil:
 		return nil, &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "request body: " + err.Error(), close: true}
 	case int64(len(body)) > limit:

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -16,9 +17,10 @@ const leastBodyRate = 128
 var errTrickle = errors.New("request body: slower than 128 bytes a second")
 
 // trickle judges how fast a sandbox sends a request body. Only the time in which it is
-// waited for counts: not what an origin or a bandwidth limit takes. nil judges nothing.
-// It is used by one reader at a time; close may come from elsewhere.
+// waited for counts: not what an origin or a bandwidth limit takes. It is used by one
+// reader at a time; end may come from elsewhere.
 type trickle struct {
+	io.ReadCloser
 	window time.Duration
 	waited time.Duration // in this window
 	got    int64
@@ -30,26 +32,27 @@ type trickle struct {
 	over  bool // the handler has returned or is about to: rc must not be used
 }
 
-// newTrickle is for the body of r. A stream of messages has its own pace and is let be.
+// newTrickle is for the body of r; nil when there is none to judge. A stream of messages
+// has its own pace and is let be.
 func newTrickle(w http.ResponseWriter, r *http.Request, window time.Duration) *trickle {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
 	if mediaType := r.Header.Get("Content-Type"); strings.HasPrefix(mediaType, "application/grpc") || strings.HasPrefix(mediaType, "application/connect+") {
 		return nil
 	}
-	k := &trickle{window: window}
+	k := &trickle{ReadCloser: r.Body, window: window}
 	if r.ProtoMajor == 2 {
 		k.rc = http.NewResponseController(w)
 	}
 	return k
 }
 
-// read is one read of the body, under the clock.
-func (k *trickle) read(p []byte, from func([]byte) (int, error)) (int, error) {
-	if k == nil {
-		return from(p)
-	}
+// Read is one read of the body, under the clock.
+func (k *trickle) Read(p []byte) (int, error) {
 	k.arm()
 	start := time.Now()
-	n, err := from(p)
+	n, err := k.ReadCloser.Read(p)
 	k.disarm()
 	k.waited += time.Since(start)
 	if k.got += int64(n); k.waited < k.window {
@@ -97,9 +100,9 @@ func (k *trickle) expire() {
 	}
 }
 
-// close comes before the handler returns.
-func (k *trickle) close() {
-	if k == nil || k.rc == nil {
+// end comes before the handler returns.
+func (k *trickle) end() {
+	if k.rc == nil {
 		return
 	}
 	k.mu.Lock()
@@ -108,4 +111,11 @@ func (k *trickle) close() {
 	if k.timer != nil {
 		k.timer.Stop()
 	}
+}
+
+// tooSlow: a sandbox has not sent its body in time.
+func tooSlow(err error) bool { return errors.Is(err, errTrickle) || isTimeout(err) }
+
+func slowBody(err error) *refusal {
+	return &refusal{status: http.StatusRequestTimeout, code: codeBadRequest, detail: err.Error(), close: true}
 }
