@@ -89,13 +89,19 @@ type SandboxView struct {
 	Network  any    `json:"network,omitempty"`
 }
 
-// ExplainRequest is the flow to trace.
+// ExplainRequest is the flow to trace: an HTTP request, a connection of another protocol, or
+// one thing that is asked for inside SSH. At most one of Exec, Subsystem, Shell and
+// Forwarding is set, and none of them but with SSH.
 type ExplainRequest struct {
-	Sandbox  string            `json:"sandbox"`
-	Method   string            `json:"method,omitempty"` // default GET
-	URL      string            `json:"url"`
-	Headers  map[string]string `json:"headers,omitempty"`
-	Protocol string            `json:"protocol,omitempty"` // default: from the URL's scheme
+	Sandbox    string            `json:"sandbox"`
+	URL        string            `json:"url"`                // scheme://host[:port][/path]; tcp://host:port is of no known protocol
+	Protocol   string            `json:"protocol,omitempty"` // default: from the URL's scheme
+	Method     string            `json:"method,omitempty"`   // HTTP only; default GET
+	Headers    map[string]string `json:"headers,omitempty"`  // HTTP only
+	Exec       string            `json:"exec,omitempty"`     // the command line
+	Subsystem  string            `json:"subsystem,omitempty"`
+	Shell      bool              `json:"shell,omitempty"`
+	Forwarding bool              `json:"forwarding,omitempty"`
 }
 
 // ExplainError says which fields of an ExplainRequest are wrong; its messages go to the client.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -199,7 +200,14 @@ func (a *app) policyExplain(d *dialFlags) *cobra.Command {
 	var r api.ExplainRequest
 	cmd := &cobra.Command{
 		Use: "explain --sandbox ID URL", Short: "Trace one decision, rule by rule", Args: exactly("URL"),
-		Example: `  egressd policy explain --config configs/egressd.yaml --sandbox agent-7 -X POST https://api.github.com/user`,
+		Long: `The URL's scheme says what is spoken: https://, ssh://, rediss://, postgres:// and so
+on; tcp://host:port is a connection of no protocol that egressd knows. With ssh://,
+--exec, --subsystem, --shell and --forwarding ask for one thing inside the connection.
+No credential is resolved and nothing is dialled; a name is looked up only where a rule
+with cidrs decides.`,
+		Example: `  egressd policy explain --config configs/egressd.yaml --sandbox agent-7 -X POST https://api.github.com/user
+  egressd policy explain --sandbox agent-7 ssh://git@github.com --exec "git-upload-pack 'acme/x.git'"
+  egressd policy explain --sandbox agent-7 rediss://cache.example.com:6380`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if r.Sandbox == "" {
 				return usage("--sandbox is missing: say for which sandbox; `egressd policy show` lists them")
@@ -211,6 +219,9 @@ func (a *app) policyExplain(d *dialFlags) *cobra.Command {
 					return usage("--header wants `Name: value`")
 				}
 				r.Headers[strings.TrimSpace(name)] = strings.TrimSpace(value)
+			}
+			if cmd.Flags().Changed("exec") && r.Exec == "" || cmd.Flags().Changed("subsystem") && r.Subsystem == "" {
+				return usage("--exec and --subsystem want what is asked for; a shell is --shell")
 			}
 			if o.used(d) {
 				return a.explainOffline(cmd.Context(), &o, d, r)
@@ -232,9 +243,13 @@ func (a *app) policyExplain(d *dialFlags) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&r.Sandbox, "sandbox", "", "sandbox that would send the request")
-	cmd.Flags().StringVarP(&r.Method, "method", "X", "GET", "its method")
+	cmd.Flags().StringVarP(&r.Method, "method", "X", "", "its method (default GET)")
 	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "one of its headers (repeated)")
-	cmd.Flags().StringVar(&r.Protocol, "protocol", "", "http, https, tls, ssh or tcp; default: by the URL's scheme")
+	cmd.Flags().StringVar(&r.Protocol, "protocol", "", explainable+"; default: by the URL's scheme")
+	cmd.Flags().StringVar(&r.Exec, "exec", "", "ssh: run this command line")
+	cmd.Flags().StringVar(&r.Subsystem, "subsystem", "", "ssh: begin this subsystem, such as sftp")
+	cmd.Flags().BoolVar(&r.Shell, "shell", false, "ssh: begin a shell")
+	cmd.Flags().BoolVar(&r.Forwarding, "forwarding", false, "ssh: open a forwarded connection (-L, -W, -J)")
 	o.register(cmd)
 	return cmd
 }
@@ -290,12 +305,37 @@ func (a *app) printExplanation(r api.ExplainRequest, out api.ExplainResult) {
 		rows = append(rows, []string{mark, s.Stage, s.Rule, s.Detail, where})
 	}
 	a.table(rows)
-	a.printf("%s: %s %s by %s\n", out.Action, r.Method, r.URL, r.Sandbox)
+	a.printf("%s: %s by %s\n", out.Action, asked(r), r.Sandbox)
 	for _, c := range []*api.ExplainCredential{out.Credential, out.ClientCert} {
 		if c != nil {
 			a.printf("credential: rule %s projects %s of source %s (%s:%d)\n", c.Rule, c.Projection, c.Source, c.File, c.Line)
 		}
 	}
+}
+
+// asked says in a line what is explained.
+func asked(r api.ExplainRequest) string {
+	sp, _ := spokenIn(schemeOf(r.URL), r.Protocol)
+	switch {
+	case sp.http && r.Method == "":
+		return http.MethodGet + " " + r.URL
+	case sp.http:
+		return r.Method + " " + r.URL
+	case r.Exec != "":
+		return "exec " + strconv.Quote(r.Exec) + " at " + r.URL
+	case r.Subsystem != "":
+		return "subsystem " + strconv.Quote(r.Subsystem) + " at " + r.URL
+	case r.Shell:
+		return "a shell at " + r.URL
+	case r.Forwarding:
+		return "forwarding at " + r.URL
+	}
+	return "a connection to " + r.URL
+}
+
+func schemeOf(text string) string {
+	scheme, _, _ := strings.Cut(text, "://")
+	return scheme
 }
 
 func (a *app) policyShow(d *dialFlags) *cobra.Command {
