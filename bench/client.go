@@ -27,11 +27,12 @@ type client struct {
 type dialer struct {
 	t      *target
 	origin *origin
+	port   int // of the origin
 	tls    *tls.Config
 }
 
 func (b *bench) dialer(t *target) *dialer {
-	return &dialer{t: t, origin: b.origin, tls: &tls.Config{RootCAs: b.pki.roots, NextProtos: []string{"http/1.1"}}}
+	return &dialer{t: t, origin: b.origin, port: b.origin.port(), tls: &tls.Config{RootCAs: b.pki.roots, NextProtos: []string{"http/1.1"}}}
 }
 
 // tunnel gives the bytes towards name's port, without TLS.
@@ -52,7 +53,8 @@ func (d *dialer) tunnel(ctx context.Context, name string) (net.Conn, error) {
 		_ = c.Close()
 		return nil, err
 	}
-	m, err := newHeadReader(c).next() // nothing follows: the server waits for the ClientHello
+	in := newHeadReader(c)
+	m, err := in.next()
 	if err == nil && !bytes.Contains(m.head[:min(len(m.head), 14)], []byte(" 200")) {
 		err = fmt.Errorf("CONNECT: %q", m.head)
 	}
@@ -61,10 +63,28 @@ func (d *dialer) tunnel(ctx context.Context, name string) (net.Conn, error) {
 		return nil, err
 	}
 	_ = c.SetDeadline(time.Time{})
+	if in.i < in.j { // with TLS the server waits for the ClientHello; with SSH it need not
+		return &early{Conn: c, got: in.buf[in.i:in.j]}, nil
+	}
 	return c, nil
 }
 
-func (d *dialer) hostPort(name string) string { return name + ":" + strconv.Itoa(d.origin.port()) }
+// early is a connection of which something has been read already.
+type early struct {
+	net.Conn
+	got []byte
+}
+
+func (e *early) Read(p []byte) (int, error) {
+	if len(e.got) == 0 {
+		return e.Conn.Read(p)
+	}
+	n := copy(p, e.got)
+	e.got = e.got[n:]
+	return n, nil
+}
+
+func (d *dialer) hostPort(name string) string { return name + ":" + strconv.Itoa(d.port) }
 
 // dial opens a connection, TLS done. A passthrough name gets the credential from the client.
 func (d *dialer) dial(ctx context.Context, name string) (*client, error) {
@@ -166,7 +186,7 @@ func (c *client) up(n int64) error {
 	if _, err := c.Write(c.head("POST", "/up", fmt.Sprintf("Content-Length: %d\r\n", n))); err != nil {
 		return err
 	}
-	if err := copyBulk(c, io.LimitReader(zeros{}, n)); err != nil {
+	if err := copyBulk(c, newText(n)); err != nil {
 		return err
 	}
 	m, err := c.answer()

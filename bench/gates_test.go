@@ -46,13 +46,13 @@ func TestGateWritesPerSmallRequest(t *testing.T) {
 	if err != nil {
 		t.Fatal("strace is needed: run `make deps`")
 	}
-	b, err := newBench(t.Context(), buildEgressd(t), []string{direct}, quick())
+	b, err := newBench(t.Context(), binaries{now: buildEgressd(t)}, []string{direct}, quick())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer b.close()
 	counts := filepath.Join(b.dir, "strace")
-	tgt, err := b.startEgressd(strace, "-f", "-c", "-e", "trace=write,writev,sendto,sendmsg", "-o", counts)
+	tgt, err := b.startEgressd(egressd, b.bin.now, strace, "-f", "-c", "-e", "trace=write,writev,sendto,sendmsg", "-o", counts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestGateWritesPerSmallRequest(t *testing.T) {
 // which decides nothing, records nothing and counts nothing. Both are whole processes
 // under the same load; what a scrape allocates itself is taken off.
 func TestGateAllocations(t *testing.T) {
-	b, err := newBench(t.Context(), buildEgressd(t), []string{direct, hijack, egressd}, quick())
+	b, err := newBench(t.Context(), binaries{now: buildEgressd(t)}, []string{direct, hijack, egressd}, quick())
 	if err != nil {
 		t.Fatal(err)
 	}

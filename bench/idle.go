@@ -11,7 +11,7 @@ import (
 // idleTunnels measures what an intercepted tunnel costs after its handshake, in fresh
 // processes.
 func idleTunnels(b *bench) error {
-	for _, name := range b.measured([]string{relay, library, hijack, egressd}) {
+	for _, name := range b.measured([]string{relay, library, hijack, egressd, before}) {
 		if err := b.idleOne(name); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}

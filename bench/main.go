@@ -26,6 +26,9 @@ type plan struct {
 	events    int           // of one stream
 }
 
+// longest a run may take, whatever the machine.
+const longest = 15 * time.Minute
+
 func full() plan {
 	return plan{rounds: 5, window: 1500 * time.Millisecond, latencies: 2000, coldNames: 1000, bulk: 256 << 20, idle: 2000, closed: 8000, patience: time.Minute, events: 200}
 }
@@ -45,6 +48,7 @@ func main() {
 		rounds  = flag.Int("rounds", 0, "rounds (0: 5, quick 2)")
 		bulk    = flag.Int64("bulk-mib", 0, "MiB of one bulk transfer (0: 256, quick 64)")
 		results = flag.String("o", "bench/results.md", "where the table is written; empty for nowhere")
+		old     = flag.String("before", "", "another egressd binary, measured beside the first")
 		who     = flag.String("proxies", strings.Join(proxies, ","), "comma-separated proxies to measure")
 		role    = flag.String("proxy", "", "internal: be the reference proxy of this name")
 	)
@@ -67,7 +71,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *bin, *only, strings.Split(*who, ","), *results, p); err != nil {
+	if err := run(ctx, binaries{*bin, *old}, *only, strings.Split(*who, ","), *results, p); err != nil {
 		stop()
 		fatal(err)
 	}
@@ -78,7 +82,10 @@ func fatal(err error) {
 	os.Exit(1)
 }
 
-func run(ctx context.Context, bin, only string, who []string, results string, p plan) error {
+// binaries are the daemon and, if one is given, the build that it is compared with.
+type binaries struct{ now, before string }
+
+func run(ctx context.Context, bin binaries, only string, who []string, results string, p plan) error {
 	chosen, err := choose(only)
 	if err != nil {
 		return err
@@ -86,6 +93,8 @@ func run(ctx context.Context, bin, only string, who []string, results string, p 
 	pinned := pinSelf(loadCore)
 	runtime.GOMAXPROCS(1)
 	raiseFileLimit()
+	ctx, stop := context.WithTimeout(ctx, longest)
+	defer stop()
 	b, err := newBench(ctx, bin, who, p)
 	if err != nil {
 		return err
@@ -128,22 +137,27 @@ type bench struct {
 	ctx     context.Context // of the whole run; every sample ends with it
 	plan    plan
 	origin  *origin
+	ssh     *sshOrigin
+	sshKeys sshKeys
 	pki     *pki
 	dir     string
-	bin     string
+	bin     binaries
 	targets map[string]*target
 	samples map[string]map[string][]float64 // workload -> proxy -> values
 	notes   map[string]float64              // single values that a gate wants
 }
 
-func newBench(ctx context.Context, bin string, who []string, p plan) (*bench, error) {
+func newBench(ctx context.Context, bin binaries, who []string, p plan) (*bench, error) {
 	for _, name := range who {
 		if !slices.Contains(proxies, name) {
 			return nil, fmt.Errorf("no proxy %q; there are %s", name, strings.Join(proxies, ", "))
 		}
 	}
-	if _, err := os.Stat(bin); err != nil && slices.Contains(who, egressd) {
-		return nil, fmt.Errorf("%s is not there: run `make build`", bin)
+	if bin.before != "" {
+		who = append(slices.Clone(who), before)
+	}
+	if _, err := os.Stat(bin.now); err != nil && slices.Contains(who, egressd) {
+		return nil, fmt.Errorf("%s is not there: run `make build`", bin.now)
 	}
 	dir, err := os.MkdirTemp("", "egressd-bench-")
 	if err != nil {
@@ -157,6 +171,12 @@ func newBench(ctx context.Context, bin string, who []string, p plan) (*bench, er
 		return nil, err
 	}
 	if b.origin, err = startOrigin(b.pki); err != nil {
+		return nil, err
+	}
+	if b.sshKeys, err = newSSHKeys(dir); err != nil {
+		return nil, err
+	}
+	if b.ssh, err = startSSHOrigin(b.sshKeys); err != nil {
 		return nil, err
 	}
 	for _, name := range who {
@@ -176,7 +196,9 @@ func (b *bench) start(name string) (*target, error) {
 	case direct:
 		return &target{name: direct}, nil
 	case egressd:
-		return b.startEgressd()
+		return b.startEgressd(egressd, b.bin.now)
+	case before:
+		return b.startEgressd(before, b.bin.before)
 	default:
 		return b.startReference(name)
 	}
@@ -188,6 +210,9 @@ func (b *bench) close() {
 	}
 	if b.origin != nil {
 		b.origin.close()
+	}
+	if b.ssh != nil {
+		b.ssh.close()
 	}
 	_ = os.RemoveAll(b.dir)
 }
@@ -205,7 +230,7 @@ func (b *bench) measure(w workload) error {
 	fmt.Fprintf(os.Stderr, "%-16s", w.name)
 	defer fmt.Fprintln(os.Stderr)
 	for round := range rounds {
-		for _, name := range b.measured(w.proxies) {
+		for _, name := range b.measured(w.sides()) {
 			if err := b.ctx.Err(); err != nil {
 				return err
 			}

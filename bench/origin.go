@@ -115,7 +115,7 @@ func (o *origin) answer(c *tls.Conn, in *headReader, m message, target []byte) e
 		if _, err := fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", n); err != nil {
 			return err
 		}
-		return copyBulk(c, io.LimitReader(zeros{}, n))
+		return copyBulk(c, newText(n))
 	case "/up":
 		got, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{io.LimitReader(in, m.length)}, make([]byte, 64<<10))
 		if err != nil {

@@ -31,6 +31,8 @@ const (
 	library = "goproxy"
 	hijack  = "hijack"
 	egressd = "egressd"
+	// before is another build of egressd (-before), measured under the same policy.
+	before = "before"
 	// passName is passed through by every proxy; all other names are intercepted.
 	passName = "pass.bench.test"
 )
@@ -55,7 +57,11 @@ func serveReference(name string) error {
 	var serve func(net.Listener) error
 	switch name {
 	case relay:
-		p := &relayProxy{mint: m, idle: map[string][]*relayUp{}, upstream: &tls.Config{RootCAs: upstream, ClientSessionCache: tls.NewLRUClientSessionCache(2048)}}
+		shell, err := newSSHRelay(os.Getenv("BENCH_DIR"))
+		if err != nil {
+			return err
+		}
+		p := &relayProxy{ssh: shell, mint: m, idle: map[string][]*relayUp{}, upstream: &tls.Config{RootCAs: upstream, ClientSessionCache: tls.NewLRUClientSessionCache(2048)}}
 		serve = p.serve
 	case library:
 		serve = (&http.Server{Handler: libraryLoop(ca, upstream), ErrorLog: silent()}).Serve

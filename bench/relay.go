@@ -18,6 +18,7 @@ type relayProxy struct {
 	upstream *tls.Config
 	mu       sync.Mutex
 	idle     map[string][]*relayUp
+	ssh      *sshRelay
 }
 
 type relayUp struct {
@@ -51,8 +52,11 @@ func (p *relayProxy) conn(c *net.TCPConn) error {
 	if err != nil {
 		return err
 	}
-	if host == passName {
+	switch host {
+	case passName:
 		return p.pass(c, port)
+	case sshName:
+		return p.ssh.serve(c, port)
 	}
 	if _, err := io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n"); err != nil {
 		return err

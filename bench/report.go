@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -11,6 +12,7 @@ import (
 // gate is one "must" of the project's performance plan.
 type gate struct {
 	workload string
+	against  string // proxy that must have been measured too; "": none
 	must     string
 	// value is what is compared, for the table; ok is whether the must is met.
 	value func(m figures) (value string, ok bool)
@@ -23,32 +25,34 @@ func ratio(format string, v float64) string { return fmt.Sprintf(format, v) }
 
 func gates() []gate {
 	over := func(workload, ref, must string, limit float64, less bool) gate {
-		return gate{workload, must, func(m figures) (string, bool) {
+		return gate{workload, ref, must, func(m figures) (string, bool) {
 			v := m(workload, egressd) / m(workload, ref)
 			return ratio("%.2f ×", v), (less && v <= limit) || (!less && v >= limit)
 		}}
 	}
 	delay := func(workload string) gate {
-		return gate{workload, "≤ direct + 150 µs", func(m figures) (string, bool) {
+		return gate{workload, direct, "≤ direct + 150 µs", func(m figures) (string, bool) {
 			v := m(workload, egressd) - m(workload, direct)
 			return ratio("+%.0f µs", v), v <= 150
 		}}
 	}
 	return []gate{
+		over("h1", before, "≥ 0.95 × the build before", 0.95, false),
+		over("newconn", before, "≥ 0.95 × the build before", 0.95, false),
 		over("h1", relay, "≥ 0.30 × upper bound", 0.30, false),
 		over("h1", library, "≥ 0.8 × goproxy's loop", 0.8, false),
-		{"latency", "≤ direct + 120 µs", func(m figures) (string, bool) {
+		{"latency", direct, "≤ direct + 120 µs", func(m figures) (string, bool) {
 			v := m("latency", egressd) - m("latency", direct)
 			return ratio("+%.0f µs", v), v <= 120
 		}},
 		over("latency", library, "≤ 0.7 × goproxy's loop", 0.7, true),
-		{"h2", "≥ 0.5 × own h1", func(m figures) (string, bool) {
+		{"h2", "", "≥ 0.5 × own h1", func(m figures) (string, bool) {
 			v := m("h2", egressd) / m("h1", egressd)
 			return ratio("%.2f ×", v), v >= 0.5
 		}},
 		over("newconn", relay, "≥ 0.85 × upper bound", 0.85, false),
 		over("resume", relay, "≥ 0.85 × upper bound", 0.85, false),
-		{"resume", "≥ 99 % resumed", func(m figures) (string, bool) {
+		{"resume", "", "≥ 99 % resumed", func(m figures) (string, bool) {
 			v := m("resumption rate", egressd)
 			return ratio("%.1f %%", v*100), v >= 0.99
 		}},
@@ -57,17 +61,28 @@ func gates() []gate {
 		over("up", relay, "≤ 1.1 × upper bound", 1.1, true),
 		over("pass-down", library, "≤ 1.1 × goproxy's splice", 1.1, true),
 		over("pass-up", library, "≤ 1.1 × goproxy's splice", 1.1, true),
+		{"scrub", "", "≤ 1.25 × CPU without", func(m figures) (string, bool) {
+			v := m("scrub", egressd) / m("unscrubbed", egressd)
+			return ratio("%.2f ×", v), v <= 1.25
+		}},
+		{"scrub", "", "≥ 0.75 × bytes/s without", func(m figures) (string, bool) {
+			v := m("scrubbed MiB/s", egressd) / m("unscrubbed MiB/s", egressd)
+			return ratio("%.2f ×", v), v >= 0.75
+		}},
+		over("ssh", relay, "≥ 0.85 × plain relay", 0.85, false),
+		over("ssh-down", relay, "≤ 1.18 × plain relay", 1/0.85, true),
+		over("ssh-up", relay, "≤ 1.18 × plain relay", 1/0.85, true),
 		delay("sse"),
 		delay("ndjson"),
-		{"idle", "≤ 45 KiB", func(m figures) (string, bool) {
+		{"idle", "", "≤ 45 KiB", func(m figures) (string, bool) {
 			v := m("idle", egressd)
 			return ratio("%.1f KiB", v), v <= 45
 		}},
-		{"closed", "≤ 1.2 × start", func(m figures) (string, bool) {
+		{"closed", "", "≤ 1.2 × start", func(m figures) (string, bool) {
 			v := m("closed", egressd)
 			return ratio("%.2f ×", v), v <= 1.2
 		}},
-		{"mint", "one", func(m figures) (string, bool) {
+		{"mint", "", "one", func(m figures) (string, bool) {
 			v := m("mint", egressd)
 			return ratio("%.0f", v), v == 1
 		}},
@@ -83,19 +98,32 @@ type table struct {
 }
 
 func (b *bench) report(chosen []workload, pinned bool, took time.Duration) table {
-	t := table{head: append([]string{"work", "unit"}, append(append([]string{}, proxies...), "÷ relay", "÷ goproxy")...)}
+	columns, refs := slices.Clone(proxies), []string{relay, library}
+	if b.bin.before != "" {
+		columns, refs = append(columns, before), append(refs, before)
+	}
+	t := table{head: append([]string{"work", "unit"}, columns...)}
+	for _, ref := range refs {
+		t.head = append(t.head, "÷ "+ref)
+	}
 	ran := map[string]bool{}
 	for _, w := range chosen {
 		ran[w.name] = true
 		row := []string{w.title, w.unit}
-		for _, p := range proxies {
+		for _, p := range columns {
 			row = append(row, b.cell(w.name, p))
 		}
-		t.rows = append(t.rows, append(row, b.over(w.name, relay), b.over(w.name, library)))
+		for _, ref := range refs {
+			row = append(row, b.over(w.name, ref))
+		}
+		t.rows = append(t.rows, row)
 	}
 	m := func(workload, proxy string) float64 { v, _ := b.median(workload, proxy); return v }
 	for _, g := range gates() {
 		if _, own := b.median(g.workload, egressd); !own || !ran[g.workload] || (g.workload == "h2" && !ran["h1"]) {
+			continue
+		}
+		if _, is := b.median(g.workload, g.against); g.against != "" && !is {
 			continue
 		}
 		v, ok := g.value(m)
@@ -104,6 +132,9 @@ func (b *bench) report(chosen []workload, pinned bool, took time.Duration) table
 	cores := "proxy alone on one core, load and origin on the other"
 	if !pinned {
 		cores = "NOT PINNED: this machine has fewer than two cores"
+	}
+	if b.bin.before != "" {
+		cores += "; before is " + b.bin.before
 	}
 	t.note = fmt.Sprintf("%s, %s/%s, %s; %s. Medians of %d interleaved rounds, %.0f s in all, load average %s. Every response was checked for the injected credential.",
 		runtime.Version(), runtime.GOOS, runtime.GOARCH, cpuModel(), cores, b.plan.rounds, took.Seconds(), loadAverage())

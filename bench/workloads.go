@@ -22,8 +22,17 @@ type workload struct {
 	name, title, unit string
 	proxies           []string
 	short             bool // a sample is short and noise is long: three times the rounds
+	isNew             bool // of no build before issue 3
 	run               func(b *bench, t *target, round int) (float64, error)
 	once              func(b *bench) error // instead of run: adds its samples itself
+}
+
+// sides are the proxies of w; another build of egressd is measured wherever egressd is.
+func (w workload) sides() []string {
+	if slices.Contains(w.proxies, egressd) && !w.isNew {
+		return append(slices.Clone(w.proxies), before)
+	}
+	return w.proxies
 }
 
 func workloads() []workload {
@@ -40,6 +49,10 @@ func workloads() []workload {
 		{name: "up", title: "bulk upload, intercepted", unit: "CPU s/GiB", proxies: through, run: bulkRun(apiName, (*client).up)},
 		{name: "pass-down", title: "bulk download, passthrough", unit: "CPU s/GiB", proxies: []string{relay, library, egressd}, run: bulkRun(passName, (*client).down)},
 		{name: "pass-up", title: "bulk upload, passthrough", unit: "CPU s/GiB", proxies: []string{relay, library, egressd}, run: bulkRun(passName, (*client).up)},
+		{name: "scrub", title: "bulk download, scrubbed", unit: "CPU s/GiB", proxies: []string{egressd}, short: true, isNew: true, run: scrubbed},
+		{name: "ssh", title: "SSH sessions: log in, run a command", unit: "sessions/CPU-s", proxies: []string{relay, egressd}, isNew: true, run: sshSessions},
+		{name: "ssh-down", title: "SSH download", unit: "CPU s/GiB", proxies: []string{relay, egressd}, isNew: true, run: sshBytes(sshDown)},
+		{name: "ssh-up", title: "SSH upload", unit: "CPU s/GiB", proxies: []string{relay, egressd}, isNew: true, run: sshBytes(sshUp)},
 		{name: "sse", title: "delay of an SSE event, p50", unit: "µs", proxies: all, run: streamRun("/sse")},
 		{name: "ndjson", title: "delay of an NDJSON event, p50", unit: "µs", proxies: all, run: streamRun("/ndjson")},
 		{name: "idle", title: "idle intercepted tunnel", unit: "KiB", once: idleTunnels},
@@ -292,20 +305,51 @@ func bulkRun(name string, transfer func(*client, int64) error) func(*bench, *tar
 			return 0, err
 		}
 		defer func() { _ = c.NetConn().Close() }()
-		if err := c.small(); err != nil {
-			return 0, err
-		}
-		before, err := t.cpu()
-		if err != nil {
+		if err := c.down(1); err != nil {
 			return 0, err
 		}
 		_ = c.SetDeadline(time.Now().Add(time.Minute))
-		if err := transfer(c, b.plan.bulk); err != nil {
+		return b.perGiB(t, b.plan.bulk, func() error { return transfer(c, b.plan.bulk) })
+	}
+}
+
+// perGiB gives the CPU seconds of t per GiB of what transfer moves.
+func (b *bench) perGiB(t *target, size int64, transfer func() error) (float64, error) {
+	before, err := t.cpu()
+	if err != nil {
+		return 0, err
+	}
+	if err := transfer(); err != nil {
+		return 0, err
+	}
+	after, err := t.cpu()
+	return (after - before).Seconds() / (float64(size) / (1 << 30)), err
+}
+
+// scrubbed downloads the same twice, with and without the search for what was injected,
+// the second to go being the first of the next round.
+func scrubbed(b *bench, t *target, round int) (float64, error) {
+	names := []string{scrubName, apiName}
+	if round%2 == 1 {
+		slices.Reverse(names)
+	}
+	var v float64
+	for _, name := range names {
+		start := time.Now()
+		cpu, err := bulkRun(name, (*client).down)(b, t, round)
+		if err != nil {
 			return 0, err
 		}
-		after, err := t.cpu()
-		return (after - before).Seconds() / (float64(b.plan.bulk) / (1 << 30)), err
+		rate := float64(b.plan.bulk) / (1 << 20) / time.Since(start).Seconds()
+		if name == scrubName {
+			v = cpu
+			b.add("scrubbed MiB/s", t.name, rate)
+			continue
+		}
+		b.add("unscrubbed", t.name, cpu)
+		b.add("unscrubbed MiB/s", t.name, rate)
 	}
+	return v, nil
 }
 
 func streamRun(path string) func(*bench, *target, int) (float64, error) {
