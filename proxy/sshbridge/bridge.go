@@ -3,6 +3,7 @@ package sshbridge
 import (
 	"context"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,7 +39,7 @@ func Serve(ctx context.Context, s *wire.Session, o Options) (err error) {
 		return blame(handshake, cancel, up, err)
 	}
 	s.Opened(up.raw)
-	b := &bridge{o: o, client: client, up: up.leg, idle: s.IdleTimeout}
+	b := &bridge{o: o, client: client, up: up.leg, raw: s.Client, idle: s.IdleTimeout}
 	b.run(ctx)
 	return nil
 }
@@ -64,6 +65,7 @@ func blame(handshake context.Context, cancel context.CancelFunc, up *login, err 
 type bridge struct {
 	o          Options
 	client, up *leg
+	raw        net.Conn // the sandbox's
 	idle       time.Duration
 
 	open  atomic.Int32 // channels
@@ -98,6 +100,7 @@ func (b *bridge) run(ctx context.Context) {
 		b.flush(&b.toUp, upGone)
 	case <-upGone:
 		b.flush(&b.toClient, clientGone)
+		b.farewell(clientGone)
 	}
 	cancel()
 	b.close()
@@ -140,6 +143,20 @@ func (b *bridge) flush(carrying *atomic.Int32, gone <-chan struct{}) {
 		if time.Since(since) > flushTime || time.Since(start) > flushMost {
 			return
 		}
+	}
+}
+
+// farewell ends the sandbox's connection so that it can read what is on its way: closing at
+// once would answer what it still sends with a reset, which throws that away.
+func (b *bridge) farewell(gone <-chan struct{}) {
+	if half, ok := b.raw.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	}
+	timer := time.NewTimer(flushTime)
+	defer timer.Stop()
+	select {
+	case <-gone:
+	case <-timer.C:
 	}
 }
 

@@ -151,7 +151,7 @@ func TestServe_ends(t *testing.T) {
 		<-gone
 	})
 	t.Run("the origin goes, and what it had sent arrives", func(t *testing.T) {
-		const size = 1 << 20
+		const size = 3 << 20 // more than the window of one leg
 		o := newOrigin(t)
 		var conn *ssh.ServerConn
 		ready := make(chan struct{})
@@ -163,6 +163,7 @@ func TestServe_ends(t *testing.T) {
 				_, _ = ch.SendRequest("exit-status", false, []byte{0, 0, 0, 6})
 				_ = ch.Close()
 				<-ready
+				_, _, _ = conn.SendRequest("keepalive@openssh.com", true, nil) // the answer says that all has been read
 				_ = conn.Close()
 			}
 		}
