@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -44,8 +43,9 @@ func broken(format string, args ...any) finding {
 func (a *app) doctorCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "doctor", Short: "Look for what is wrong with an installation, and say what to do", Args: exactly(),
-		Long: `Checks the environment, the state directory, keys, store, policy, CA, trust, the clock,
-and whether the daemon answers. It changes nothing. Exit code 7 when a check failed.`,
+		Long: `Checks the environment, the state directory, keys, store, policy, CAs, trust, the clock,
+whether the daemon answers, and whether there are rules where it listens for redirected
+connections. It changes nothing. Exit code 7 when a check failed.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := a.loadConfig(cmd.Flags())
 			if err != nil {
@@ -117,8 +117,11 @@ func (d *doctor) examine(ctx context.Context) []finding {
 		{"policy", d.policy},
 		{"sources", d.sources},
 		{"interception CA", d.ca},
+		{"SSH CA", d.sshCA},
 		{"upstream trust", d.trust},
 		{"proxy", d.proxy},
+		{"transparent", d.transparent},
+		{"DNS", d.dns},
 		{"ops", d.ops},
 		{"audit log", d.audit},
 	}
@@ -339,21 +342,16 @@ func (d *doctor) trust(context.Context) finding {
 	return fine("the system's roots and %s", count(len(d.cfg.Upstream.ExtraCAFiles), "extra file", "extra files"))
 }
 
-// proxy connects to the proxy's address, and only that: a request would need an identity.
 func (d *doctor) proxy(ctx context.Context) finding {
-	if !d.alive {
+	switch {
+	case d.cfg.Listen.Proxy == "":
+		return fine("none configured")
+	case !d.alive:
 		return doubtful("not looked at: the daemon does not answer")
-	}
-	if anyPort(d.cfg.Listen.Proxy) {
+	case anyPort(d.cfg.Listen.Proxy):
 		return doubtful("not looked at: %s is any port", d.cfg.Listen.Proxy)
 	}
-	dialer := net.Dialer{Timeout: 2 * time.Second}
-	c, err := dialer.DialContext(ctx, "tcp", d.cfg.Listen.Proxy)
-	if err != nil {
-		return broken("%s does not accept: does the daemon run with this configuration?", d.cfg.Listen.Proxy)
-	}
-	_ = c.Close()
-	return fine("%s accepts", d.cfg.Listen.Proxy)
+	return d.accepts(ctx, d.cfg.Listen.Proxy)
 }
 
 func anyPort(addr string) bool { return strings.HasSuffix(addr, ":0") }
