@@ -79,6 +79,19 @@ func (p *Placeholders) places() *fillings {
 	return *p.by
 }
 
+// For gives the placeholder that stands for value, "" when none does.
+func (p *Placeholders) For(value string) string {
+	all := p.places()
+	for _, list := range [...][]filling{all.header, all.query, all.path, all.body} {
+		for _, f := range list {
+			if f.value == value {
+				return f.placeholder
+			}
+		}
+	}
+	return ""
+}
+
 // replacementPlan is a replacement, compiled.
 type replacementPlan struct {
 	placeholder string

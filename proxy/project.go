@@ -82,7 +82,7 @@ func (s *Server) resolve(r *http.Request, x *record, b *bound) *refusal {
 // scrubLater has the answer searched for what pr has put in.
 func (s *Server) scrubLater(r *http.Request, p *plan, rule *policy.CredentialRule, pr *inject.Projection) {
 	if rule.Scrub {
-		p.scrub = &scrubber{m: s.scrubs.of(rule, pr)}
+		p.scrub = &scrubber{findings: s.scrubs.of(rule, pr)}
 		seeThrough(r.Header)
 	}
 }

@@ -97,6 +97,12 @@ func TestPlaceholders(t *testing.T) {
 				}
 			})
 		}
+		t.Run("what comes back is the placeholder", func(t *testing.T) {
+			a := do(t, c, "GET", g.bed.Good.URL("/echo"), func(r *http.Request) { r.Header.Set("X-My-Key", ph) })
+			if a.err != nil || !strings.Contains(a.body, ph) || strings.Contains(a.body, canary) {
+				t.Errorf("%+v", a)
+			}
+		})
 		t.Run("its own login goes", func(t *testing.T) {
 			a := do(t, c, "GET", g.bed.Good.URL("/x?api_key=mine&q=EGD-PLACEHOLDER-1"), func(r *http.Request) { r.Header.Set("Authorization", "Bearer mine") })
 			if got := g.seen1(t); a.err != nil || got.Header.Get("Authorization") != "" || strings.Contains(got.Target, "mine") {

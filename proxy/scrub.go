@@ -13,16 +13,22 @@ import (
 // redacted stands in an answer where a value was.
 var redacted = []byte("[redacted]")
 
-// scrubbers keeps a matcher for each projection that answers are searched for. Safe for
-// concurrent use.
+// scrubbers keeps what finds values for each projection that answers are searched for. Safe
+// for concurrent use.
 type scrubbers struct {
-	made *lru.Cache[scrubKey, *scan.Matcher]
+	made *lru.Cache[scrubKey, *findings]
+}
+
+// findings is immutable.
+type findings struct {
+	matcher *scan.Matcher
+	words   [][]byte // by tag: what stands in the value's place
 }
 
 const maxScrubbers = 1024
 
 func newScrubbers() *scrubbers {
-	made, _ := lru.New[scrubKey, *scan.Matcher](maxScrubbers) // fails on a size below 1 only
+	made, _ := lru.New[scrubKey, *findings](maxScrubbers) // fails on a size below 1 only
 	return &scrubbers{made: made}
 }
 
@@ -32,36 +38,43 @@ type scrubKey struct {
 	cred uint64
 }
 
-// of gives what finds the values that rule has projected.
-func (c *scrubbers) of(rule *policy.CredentialRule, pr *inject.Projection) *scan.Matcher {
+// of gives what finds the values that rule has projected, and names the placeholder of each
+// that has one.
+func (c *scrubbers) of(rule *policy.CredentialRule, pr *inject.Projection) *findings {
 	key := scrubKey{rule, pr.ID}
-	if m, ok := c.made.Get(key); ok {
-		return m
+	if f, ok := c.made.Get(key); ok {
+		return f
 	}
+	f := &findings{}
 	var patterns []scan.Pattern
-	for _, v := range pr.Secrets() {
-		patterns = append(patterns, scan.Patterns(v.Reveal(), 0)...)
+	for tag, v := range pr.Secrets() {
+		word := redacted
+		if p := pr.Placeholders.For(v.Reveal()); p != "" {
+			word = []byte(p)
+		}
+		f.words = append(f.words, word)
+		patterns = append(patterns, scan.Patterns(v.Reveal(), tag)...)
 	}
-	m := scan.New(patterns)
-	c.made.Add(key, m)
-	return m
+	f.matcher = scan.New(patterns)
+	c.made.Add(key, f)
+	return f
 }
 
 // scrubber searches one answer.
 type scrubber struct {
-	m     *scan.Matcher
+	*findings
 	found int
 }
 
-func (c *scrubber) replace(int) []byte {
+func (c *scrubber) replace(tag int) []byte {
 	c.found++
-	return redacted
+	return c.words[tag]
 }
 
 // answer puts the search into resp, whose length is then not known before. An answer in a
 // coding that cannot be looked into is refused.
 func (c *scrubber) answer(r *http.Request, resp *http.Response) error {
-	c.m.Header(resp.Header, c.replace)
+	c.matcher.Header(resp.Header, c.replace)
 	if bodiless(r, resp) {
 		return nil
 	}
@@ -70,13 +83,13 @@ func (c *scrubber) answer(r *http.Request, resp *http.Response) error {
 		return err
 	}
 	lengthUnknown(resp)
-	resp.Body = &readCloser{c.m.Replace(body, c.replace), resp.Body}
+	resp.Body = &readCloser{c.matcher.Replace(body, c.replace), resp.Body}
 	return nil
 }
 
 // fields searches what comes behind the body, or before the answer: hints.
 func (c *scrubber) fields(h http.Header) {
 	if c != nil {
-		c.m.Header(h, c.replace)
+		c.matcher.Header(h, c.replace)
 	}
 }
