@@ -5,6 +5,7 @@ import (
 	"strconv"
 
 	"github.com/egressd/egressd/inject"
+	"github.com/egressd/egressd/inject/sigv4"
 	"github.com/egressd/egressd/policy"
 	"github.com/egressd/egressd/proxy/wire"
 )
@@ -21,7 +22,8 @@ type refusal struct {
 	body   []byte
 }
 
-// Codes of X-Egressd-Error. The list is closed: it is a metrics label.
+// Codes of X-Egressd-Error, beside those of inject, inject/sigv4 and proxy/wire. The list is
+// closed: it is a metrics label.
 const (
 	codePolicyDenied    = "policy_denied"
 	codePlaintext       = "plaintext_credential_refused"
@@ -52,13 +54,14 @@ const (
 // statusOf is what an audit line says for a code that came without one.
 func statusOf(code string) int {
 	switch code {
-	case codeBadRequest, codeBadPath:
+	case codeBadRequest, codeBadPath, sigv4.CodeMalformed, sigv4.CodeUnsupported:
 		return http.StatusBadRequest
 	case wire.CodeAuthRequired:
 		return http.StatusProxyAuthRequired
 	case codeLimit, codeBackoff:
 		return http.StatusTooManyRequests
-	case codePolicyDenied, codePlaintext, codeProtocol, codeForbiddenAddr, inject.CodeDestinationNotAllowed:
+	case codePolicyDenied, codePlaintext, codeProtocol, codeForbiddenAddr, inject.CodeDestinationNotAllowed,
+		sigv4.CodeUnsigned, sigv4.CodeScope:
 		return http.StatusForbidden
 	case codeMisdirected:
 		return http.StatusMisdirectedRequest
