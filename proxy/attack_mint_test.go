@@ -53,7 +53,9 @@ func TestAttack_D04_names_made_up_under_a_wildcard(t *testing.T) {
 	if minted > most || refused == 0 || minted+refused != tries {
 		t.Errorf("D04 %d signatures (at most %d), %d refused of %d", minted, most, refused, tries)
 	}
-	g.records.wait(t, func(a audit.Record) bool { return a.Code == "connection_limit" && a.Status == http.StatusTooManyRequests })
+	g.records.wait(t, func(a audit.Record) bool {
+		return a.Code == "connection_limit" && a.Status == http.StatusTooManyRequests
+	})
 	if tc := g.tls(t, "n0.good.test:443", "n0.good.test"); tc.ConnectionState().Version == 0 { // what is there costs nothing
 		t.Error("D04 a leaf that is there is refused")
 	}

@@ -153,7 +153,7 @@ func (l *login) dial(ctx context.Context) (net.Conn, error) {
 }
 
 func (l *login) startTLS(ctx context.Context, nc net.Conn) (net.Conn, error) {
-	c := newClientTLS(l.s.upstream.roots, &plan{key: poolKey{dest: l.t.dest}, cert: l.cert})
+	c := newClientTLS(l.s.upstream.trust, &plan{key: poolKey{dest: l.t.dest}, cert: l.cert})
 	c.conf.ClientSessionCache = nil // one connection: nothing to resume
 	var alpn []string
 	if l.alpn != "" {

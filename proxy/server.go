@@ -18,6 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/egressd/egressd/internal/audit"
+	"github.com/egressd/egressd/internal/certs"
 	"github.com/egressd/egressd/internal/h1"
 	"github.com/egressd/egressd/proxy/policydns"
 )
@@ -60,7 +61,7 @@ type Limits struct {
 	StallTimeout          time.Duration // a body or a reader that makes no progress; default 60 s
 }
 
-// Options of New. All but Limits are required.
+// Options of New. All but Limits and Revoked are required.
 type Options struct {
 	Logger   *zap.Logger
 	Audit    Recorder
@@ -70,6 +71,7 @@ type Options struct {
 	Roots    *x509.CertPool // what upstream certificates are verified against
 	SSHHosts SSHHosts
 	Limits   Limits
+	Revoked  *certs.Revocations // upstream certificates that are refused; nil: no lists
 }
 
 // Server is the data plane. Use publishes a ruleset; before the first one every
@@ -121,7 +123,7 @@ func New(o Options) (*Server, error) {
 	s.ids.init()
 	s.live = newRegistry(s.limits.Connections, s.limits.ConnectionsPerSandbox)
 	s.names = &names{guard: o.Guard, perSandbox: newQuota(maxLookups)}
-	s.upstream = newUpstream(o.Guard, s.names, o.Roots, s.limits, m)
+	s.upstream = newUpstream(o.Guard, s.names, trust{o.Roots, o.Revoked}, s.limits, m)
 	s.tlsConf = s.downstreamTLS()
 	s.edge = s.newEdge()
 	s.requests = newRequestServers(s)

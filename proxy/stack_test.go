@@ -102,6 +102,8 @@ type options struct {
 	hosts  map[string]string
 	allow  []netip.Prefix
 	ns     []string
+
+	revoked func(*testbed.Bed) *certs.Revocations
 }
 
 // newStack starts a data plane with policyYAML, in which PORT, PLAIN, EVIL and so on
@@ -142,9 +144,13 @@ func newStack(t testing.TB, policyYAML string, o options) *stack {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var revoked *certs.Revocations
+	if o.revoked != nil {
+		revoked = o.revoked(s.bed)
+	}
 	core, logs := observer.New(zap.DebugLevel)
 	s.logs = logs
-	s.srv, err = proxy.New(proxy.Options{Logger: zap.New(core), Audit: s.records, Registry: s.registry, Leaves: s.ca, Guard: s.guard, Roots: s.bed.CA.Pool(), SSHHosts: sshHosts(t), Limits: o.limits})
+	s.srv, err = proxy.New(proxy.Options{Logger: zap.New(core), Audit: s.records, Registry: s.registry, Leaves: s.ca, Guard: s.guard, Roots: s.bed.CA.Pool(), Revoked: revoked, SSHHosts: sshHosts(t), Limits: o.limits})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"net"
 	"net/http"
@@ -42,7 +41,7 @@ const (
 type upstream struct {
 	guard   Guard
 	names   *names
-	roots   *x509.CertPool
+	trust   trust
 	limits  Limits
 	metrics *metrics
 	h1lim   h1.Limits
@@ -92,8 +91,8 @@ var (
 	errNoAddress        = errors.New("the name has no address")
 )
 
-func newUpstream(g Guard, n *names, roots *x509.CertPool, l Limits, m *metrics) *upstream {
-	u := &upstream{guard: g, names: n, roots: roots, limits: l, metrics: m, h1lim: h1.DefaultLimits(), perSandbox: newQuota(l.ConnectionsPerSandbox),
+func newUpstream(g Guard, n *names, with trust, l Limits, m *metrics) *upstream {
+	u := &upstream{guard: g, names: n, trust: with, limits: l, metrics: m, h1lim: h1.DefaultLimits(), perSandbox: newQuota(l.ConnectionsPerSandbox),
 		lastUse: map[string]int64{}}
 	u.pools, _ = lru.NewWithEvict(maxPools, func(_ poolKey, p *pool) { p.retire() }) // fails on a size below 1 only
 	u.h1lim.Headers = 256                                                            // origins send many Set-Cookie
@@ -136,7 +135,7 @@ func (u *upstream) pool(p *plan) (*pool, error) {
 	if !ok {
 		pl = &pool{up: u, key: p.key, route: p.route, sources: p.sources()}
 		if p.key.tls {
-			pl.tls = newClientTLS(u.roots, p)
+			pl.tls = newClientTLS(u.trust, p)
 		}
 		if other, ok, _ := u.pools.PeekOrAdd(p.key, pl); ok {
 			pl = other

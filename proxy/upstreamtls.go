@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/egressd/egressd/inject"
+	"github.com/egressd/egressd/internal/certs"
 	"github.com/egressd/egressd/internal/h1"
 )
 
@@ -20,24 +21,24 @@ type clientTLS struct {
 	conf *tls.Config
 }
 
-func newClientTLS(roots *x509.CertPool, p *plan) *clientTLS {
+func newClientTLS(with trust, p *plan) *clientTLS {
 	conf := &tls.Config{
-		RootCAs:            roots,
+		RootCAs:            with.roots,
 		MinVersion:         tls.VersionTLS12,
 		Renegotiation:      tls.RenegotiateNever,
 		ServerName:         p.key.dest.host,
 		ClientSessionCache: tls.NewLRUClientSessionCache(4),
-		VerifyConnection:   strongEnough,
+		VerifyConnection:   with.strongEnough,
 	}
 	if p.cert != nil {
-		withClientCert(conf, p.cert)
+		withClientCert(conf, p.cert, with)
 	}
 	return &clientTLS{conf: conf}
 }
 
 // withClientCert offers a client certificate. TLS 1.3 only: there it goes out
 // encrypted and after the server has been verified. Nothing is resumed.
-func withClientCert(conf *tls.Config, pr *inject.Projection) {
+func withClientCert(conf *tls.Config, pr *inject.Projection, with trust) {
 	conf.MinVersion = tls.VersionTLS13
 	conf.ClientSessionCache = nil
 	cert := pr.ClientCert
@@ -53,7 +54,7 @@ func withClientCert(conf *tls.Config, pr *inject.Projection) {
 	// The source's own CA narrows trust for this source: the chain must verify to the
 	// operator's roots as always, and to this one too.
 	conf.VerifyConnection = func(cs tls.ConnectionState) error {
-		if err := strongEnough(cs); err != nil {
+		if err := with.strongEnough(cs); err != nil {
 			return err
 		}
 		opts := x509.VerifyOptions{Roots: pr.CAs, DNSName: cs.ServerName, Intermediates: x509.NewCertPool()}
@@ -70,21 +71,38 @@ const minRSABits = 2048
 
 var errWeakKey = errors.New("every chain has an RSA key of less than 2048 bits")
 
-// strongEnough wants a verified chain without a weak key. A root's own key is the
-// operator's choice.
-func strongEnough(cs tls.ConnectionState) error {
+// trust is what upstream certificates are held against.
+type trust struct {
+	roots   *x509.CertPool
+	revoked *certs.Revocations // nil: no lists
+}
+
+// strongEnough wants a verified chain without a weak key and without a certificate that
+// is known to be revoked. A root's own key is the operator's choice.
+func (w trust) strongEnough(cs tls.ConnectionState) error {
+	err := errors.New("no chain was verified")
 	for _, chain := range cs.VerifiedChains {
-		weak := false
-		for _, c := range chain[:max(1, len(chain)-1)] {
-			if k, ok := c.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() < minRSABits {
-				weak = true
-			}
+		if weak(chain) {
+			err = errWeakKey
+			continue
 		}
-		if !weak {
+		if err = w.revoked.Check(chain); err == nil {
+			err = certs.CheckStaple(cs.OCSPResponse, chain[0], chain[min(1, len(chain)-1)], time.Now())
+		}
+		if err == nil {
 			return nil
 		}
 	}
-	return errWeakKey
+	return err
+}
+
+func weak(chain []*x509.Certificate) bool {
+	for _, c := range chain[:max(1, len(chain)-1)] {
+		if k, ok := c.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() < minRSABits {
+			return true
+		}
+	}
+	return false
 }
 
 // handshake verifies the origin for d's name. On error nc is closed.

@@ -55,6 +55,10 @@ func newPlane(p planeParts) (*plane, error) {
 	if err != nil {
 		return nil, usage("upstream certificates: %w", err)
 	}
+	revoked, err := certs.LoadCRLs(p.cfg.Upstream.CRLFiles)
+	if err != nil {
+		return nil, usage("upstream.crlFiles: %w", err)
+	}
 	guard, err := netguard.New(netguard.Options{
 		Hosts: p.cfg.Upstream.Hosts, Resolvers: p.cfg.Upstream.Resolvers, AllowCIDRs: p.cfg.Upstream.AllowCIDRs,
 		Own: p.own, DialTimeout: p.cfg.Upstream.DialTimeout,
@@ -69,7 +73,7 @@ func newPlane(p planeParts) (*plane, error) {
 		}
 	}
 	srv, err := proxy.New(proxy.Options{
-		Logger: p.log.Named("proxy"), Audit: p.audit, Registry: p.registry, Leaves: p.leaves, Guard: guard, Roots: roots, SSHHosts: p.sshHosts,
+		Logger: p.log.Named("proxy"), Audit: p.audit, Registry: p.registry, Leaves: p.leaves, Guard: guard, Roots: roots, Revoked: revoked, SSHHosts: p.sshHosts,
 		Limits: proxy.Limits{
 			Connections: p.cfg.Limits.Connections, ConnectionsPerSandbox: p.cfg.Limits.ConnectionsPerSandbox,
 			HeaderBytes: int(p.cfg.Limits.HeaderBytes), RewriteBodyBytes: p.cfg.Limits.RewriteBodyBytes,

@@ -65,6 +65,7 @@ type Intercept struct {
 // Upstream says how egressd reaches origins.
 type Upstream struct {
 	ExtraCAFiles          []string
+	CRLFiles              []string
 	Hosts                 map[string]netip.Addr
 	Resolvers             []string
 	AllowCIDRs            []netip.Prefix

@@ -91,6 +91,7 @@ func apiKeys() []Key {
 func upstreamKeys() []Key {
 	return []Key{
 		list("upstream.extraCAFiles", "CA files (PEM) added to the system's roots", func(c *Config) *[]string { return &c.Upstream.ExtraCAFiles }),
+		list("upstream.crlFiles", "revocation lists (PEM or DER): what they name is refused", func(c *Config) *[]string { return &c.Upstream.CRLFiles }),
 		hosts("upstream.hosts", "name=address, asked before DNS", func(c *Config) *map[string]netip.Addr { return &c.Upstream.Hosts }),
 		list("upstream.resolvers", "DNS servers, host:port; none: the system's", func(c *Config) *[]string { return &c.Upstream.Resolvers }),
 		prefixes("upstream.allowCIDRs", "private or loopback ranges that may be dialled", func(c *Config) *[]netip.Prefix { return &c.Upstream.AllowCIDRs }),

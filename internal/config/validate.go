@@ -134,6 +134,11 @@ func (c *Config) checkUpstream(bad func(string, string, ...any)) {
 			bad("upstream.extraCAFiles", "item %d is empty", i)
 		}
 	}
+	for i, f := range c.Upstream.CRLFiles {
+		if f == "" {
+			bad("upstream.crlFiles", "item %d is empty", i)
+		}
+	}
 	for i, h := range c.API.Hosts {
 		if u, err := url.Parse("http://" + h); err != nil || u.Host != h || h == "" {
 			bad("api.hosts", "item %d: %q is not a host name", i, h)
