@@ -28,6 +28,9 @@ func (r *canaryRig) cliSecret(s sample, way int) (flags, env []string, stdin str
 		return []string{"--kind", s.kind, "--set", "username=@" + r.file(text(s.fields, "username")), "--password-file", "-"}, nil, text(s.fields, "password")
 	case "static_tls_client_certificate":
 		return []string{"--cert", r.file(text(s.fields, "certificatePem")), "--key", r.file(text(s.fields, "privateKeyPem")), "--ca", r.file(text(s.fields, "caPem"))}, nil, ""
+	case "aws_access_key":
+		return []string{"--kind", s.kind, "--set", "accessKeyId=@" + r.file(text(s.fields, "accessKeyId")), "--secret-access-key-file", "-", "--session-token-env", "SESSION"},
+			[]string{"SESSION=" + text(s.fields, "sessionToken")}, text(s.fields, "secretAccessKey")
 	}
 	flags = []string{"--ssh-key", r.file(text(s.fields, "privateKeyPem"))}
 	if phrase := text(s.fields, "passphrase"); phrase != "" {
@@ -146,7 +149,7 @@ func (r *canaryRig) driveErrors(name string, a sample) {
 			r.t.Errorf("%s %s: want a refusal, got %d %s", method, path, got.status, got.err)
 		}
 	}
-	for _, kind := range []string{"static_headers", "static_username_password", "static_tls_client_certificate", "static_ssh_private_key", "aws_sts", "nope"} {
+	for _, kind := range []string{"static_headers", "static_username_password", "static_tls_client_certificate", "static_ssh_private_key", "aws_access_key", "aws_sts", "nope"} {
 		if kind != a.kind {
 			body := a.body("wrong")
 			body["resolverKind"] = kind
@@ -250,7 +253,7 @@ func (r *canaryRig) driveReads() {
 	if err := json.Unmarshal(r.ok(http.MethodGet, "/openapi.json", nil).body, &doc); err != nil || len(doc.Paths) < 10 {
 		r.t.Fatalf("openapi: %d paths, %v", len(doc.Paths), err)
 	}
-	names := []string{"static_headers", "static_username_password", "static_tls_client_certificate", "static_ssh_private_key"}
+	names := []string{"static_headers", "static_username_password", "static_tls_client_certificate", "static_ssh_private_key", "aws_access_key"}
 	for path, methods := range doc.Paths { // so that a route that comes later is driven too
 		for _, name := range names {
 			if _, ok := methods["get"]; ok {
@@ -260,7 +263,7 @@ func (r *canaryRig) driveReads() {
 	}
 	r.ok(http.MethodGet, "/credential-sources?search=canary&order_by=-updatedAt&pageSize=2", nil)
 	r.ok(http.MethodPost, "/policies/explain", map[string]any{"sandbox": "one", "url": r.url("headers.test", "/x")})
-	r.ok(http.MethodPost, "/policies/check", map[string]any{"files": []map[string]string{{"name": "p.yaml", "content": expand(canaryPolicy)}}})
+	r.ok(http.MethodPost, "/policies/check", map[string]any{"files": []map[string]string{{"name": "p.yaml", "content": expand(r.fullPolicy())}}})
 	r.ok(http.MethodPost, "/policies/reload", nil)
 	for where, path := range map[string]string{"metrics": "/metrics", "ops": "/healthz", "ops ": "/readyz", "ops  ": "/api/v1/version", "ops   ": "/debug/pprof/heap"} {
 		req, err := http.NewRequest(http.MethodGet, "http://"+r.d.ops+path, nil)
@@ -279,6 +282,8 @@ func (r *canaryRig) driveCommands() {
 		{"source", "list"}, {"source", "list", "--search", "canary"}, {"source", "kinds"}, {"source", "get", "static_headers"}, {"source", "get", "nope"},
 		{"policy", "show"}, {"policy", "reload"}, {"policy", "check", r.d.path("policy")}, append([]string{"policy", "check", "--remote"}, config...),
 		{"policy", "explain", "--sandbox", "one", r.url("headers.test", "/x")}, append([]string{"policy", "explain", "--sandbox", "one", r.url("headers.test", "/x")}, config...),
+		append([]string{"policy", "explain", "--sandbox", "one", "--shell", "ssh://ssh.test"}, config...), {"policy", "explain", "--sandbox", "one", "redis://redis.test"},
+		append([]string{"redirect", "print", "--interface", "veth0", "--port", "15001"}, config...), append([]string{"ca", "ssh", "--host-key"}, config...), {"connections", "list"},
 		{"ca", "show"}, {"ca", "export"}, {"token", "list"}, append([]string{"config", "show"}, config...), append([]string{"doctor", "--listen-proxy", r.d.proxy, "--listen-ops", r.d.ops}, config...), {"version"},
 		{"serve", "--help"}, {"run", "--help"}, append([]string{"serve"}, config...), // the state is in use
 	} {
@@ -335,7 +340,7 @@ func (r *canaryRig) driveDeletes(samples []sample) {
 		r.call(http.MethodGet, "/credential-sources/api-"+s.kind, nil)
 	}
 	r.must(6, r.cli("", nil, "source", "delete", "static_headers", "--yes"), "source delete") // bound
-	r.must(0, r.cli("", nil, "source", "delete", "static_ssh_private_key", "--yes", "--json"), "source delete")
+	r.must(0, r.cli("", nil, "source", "delete", "locked", "--yes", "--json"), "source delete")
 	if !waitFor(func() bool { return len(r.d.audit()) > 1000 }) { // it is written behind
 		r.t.Error("the audit log stays empty")
 	}

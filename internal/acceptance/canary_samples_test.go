@@ -88,3 +88,12 @@ func sshSample(t *testing.T, encrypted bool) sample {
 	s.leaves = append(append(s.leaves, keyLines(text)[1:]...), comment) // the first line is the same in all keys
 	return s
 }
+
+// awsSample has a key id of AWS's form; it is no secret there, and still nobody's business.
+func awsSample() sample {
+	id, key, token := "CANARY"+rand.Text()[:14], testbed.NewCanary(), testbed.NewToken()
+	return sample{
+		kind: "aws_access_key", block: "awsAccessKey", inject: []string{id, token},
+		fields: map[string]any{"accessKeyId": id, "secretAccessKey": key, "sessionToken": token}, leaves: []string{key, id, token},
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/egressd/egressd/internal/testbed"
 )
@@ -56,14 +59,24 @@ type canaryRig struct {
 	visible string // a canary that may be read: it must be found, or the scan is blind
 	secrets []string
 	seen    map[string]*bytes.Buffer
+	placed  sample // in force where the token is projected
+
+	sshd   *keyServer
+	sshKey ssh.Signer // the sandbox's own
+	redis  string     // host:port
 }
 
 func newCanaryRig(t *testing.T) *canaryRig {
 	r := &canaryRig{t: t, visible: testbed.NewCanary(), ca: testbed.NewCA(t), clients: testbed.NewCA(t), origins: map[string]*testbed.Origin{}, seen: map[string]*bytes.Buffer{}}
 	hosts := map[string]string{"off.test": "127.0.0.25"} // nothing listens there
-	for i, name := range []string{"headers.test", "basic.test", "cert.test", "broken.test", "bad.test"} {
+	for i, name := range []string{"headers.test", "basic.test", "cert.test", "broken.test", "bad.test", "", "aws.test", "place.test"} {
+		if name == "" { // off.test's address
+			continue
+		}
 		o := testbed.OriginOptions{IP: fmt.Sprintf("127.0.0.%d", 20+i), Names: []string{name}}
 		switch name {
+		case "aws.test":
+			o.Mount = map[string]http.Handler{"/session": http.HandlerFunc(repeatSession)}
 		case "cert.test":
 			o.ClientCAs, o.RequireClientCert = r.clients.Pool(), true
 		case "bad.test":
@@ -71,7 +84,11 @@ func newCanaryRig(t *testing.T) *canaryRig {
 		}
 		r.origins[name], hosts[name] = testbed.NewOrigin(t, r.ca, o), o.IP
 	}
-	r.d = serve(t, settings{ca: r.ca, hosts: hosts, policy: canaryPolicy, level: "debug", config: "api: {listen: \"127.0.0.1:0\"}\n"})
+	hosts["ssh.test"], hosts["redis.test"] = "127.0.0.28", "127.0.0.29"
+	r.sshd, r.sshKey = newKeyServer(t, hosts["ssh.test"]), newSigner(t)
+	_, port, _ := net.SplitHostPort(tellingRedis(t, hosts["redis.test"]).Addr().String())
+	r.redis = "redis.test:" + port
+	r.d = serve(t, settings{ca: r.ca, hosts: hosts, policy: r.fullPolicy(), level: "debug", config: "api: {listen: \"127.0.0.1:0\"}\n", env: []string{"EGRESSD_LISTEN_DNS=127.0.0.1:0"}})
 	return r
 }
 
@@ -116,11 +133,12 @@ func (r *canaryRig) cli(stdin string, env []string, args ...string) ended {
 	return got
 }
 
-func (r *canaryRig) must(code int, got ended, args ...string) {
+func (r *canaryRig) must(code int, got ended, args ...string) ended {
 	r.t.Helper()
 	if got.code != code {
 		r.t.Errorf("egressd %q: want exit code %d, got %s", args, code, got)
 	}
+	return got
 }
 
 // secret makes s's leaves secrets from now on.
@@ -164,7 +182,7 @@ func (r *canaryRig) scan() {
 func TestAttack_G01_G06_G08_canary(t *testing.T) {
 	r := newCanaryRig(t)
 	make := func() []sample {
-		all := []sample{headersSample(), basicSample(), certSample(t, r.clients, r.ca), sshSample(t, false)}
+		all := []sample{headersSample(), basicSample(), certSample(t, r.clients, r.ca), sshSample(t, false), awsSample()}
 		r.secret(all...)
 		return all
 	}
@@ -182,9 +200,12 @@ func TestAttack_G01_G06_G08_canary(t *testing.T) {
 	}
 	r.driveAPI("locked", locked, first[3])
 	r.driveErrors("locked", locked)
+	r.placed = second[0]
 	r.driveData()
+	r.driveLogins()
 	r.driveReads()
 	r.driveCommands()
+	r.driveIsolated()
 	r.driveTokenUse(token)
 	r.liveProcess()
 	r.stateFiles("state files while it runs")
@@ -197,6 +218,7 @@ func TestAttack_G01_G06_G08_canary(t *testing.T) {
 	r.keep("audit", r.d.audit())
 	r.stateFiles("state files after the end")
 	r.reachedOrigins(second)
+	r.reachedLogins(second)
 	r.volumes()
 	r.scan()
 }
