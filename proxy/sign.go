@@ -24,7 +24,7 @@ func (s *Server) resign(r *http.Request, x *record, path, query string) (string,
 		inject.StripClientAuth(r.Header)
 		query = inject.StripQueryAuth(query)
 	}
-	s.scrubLater(r, &x.plan, rule, x.source)
+	s.scrubLater(r, &x.plan, rule, x.source, nil)
 	out := sigv4.Request{Method: r.Method, TLS: x.plan.key.tls, Authority: x.plan.authority, Path: path, RawQuery: query, Header: r.Header}
 	if claim.NeedsBody() && r.Body != nil && r.Body != http.NoBody {
 		body, ref := s.wholeBody(r, x)

@@ -90,17 +90,20 @@ func (v *SigV4) Verify(r *http.Request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256([]byte(canonical))
-	signing := signingKey(key.Secret, scope)
-	want := hex.EncodeToString(mac(signing, "AWS4-HMAC-SHA256\n"+p.date+"\n"+scope+"\n"+hex.EncodeToString(sum[:])))
+	want := signatureFor(canonical, p.date, scope, key.Secret)
 	if !hmac.Equal([]byte(want), []byte(p.signature)) {
 		return nil, awsError("SignatureDoesNotMatch", "canonical request %q", canonical)
 	}
 	if strings.HasPrefix(declared, "STREAMING-") {
-		d := &chunkDecoder{declared: declared, header: r.Header, rest: raw, key: signing, stamp: p.date, scope: scope, previous: p.signature}
+		d := &chunkDecoder{declared: declared, header: r.Header, rest: raw, key: signingKey(key.Secret, scope), stamp: p.date, scope: scope, previous: p.signature}
 		return d.decode()
 	}
 	return raw, nil
+}
+
+func signatureFor(canonical, date, scope, secret string) string {
+	sum := sha256.Sum256([]byte(canonical))
+	return hex.EncodeToString(mac(signingKey(secret, scope), "AWS4-HMAC-SHA256\n"+date+"\n"+scope+"\n"+hex.EncodeToString(sum[:])))
 }
 
 func readPresented(r *http.Request) (*presented, error) {
