@@ -12,6 +12,11 @@ func (s *Server) inspectAnswer(r *http.Request, resp *http.Response, x *record) 
 			return err
 		}
 	}
+	if p.seal != nil {
+		if err := p.seal.answer(r, resp); err != nil {
+			return err
+		}
+	}
 	if p.scrub != nil {
 		return p.scrub.answer(r, resp)
 	}

@@ -46,6 +46,7 @@ type plan struct {
 	credFrom, certFrom *inject.Injector // where they come from; nil: none
 
 	scrub *scrubber   // of the answer; nil: none
+	seal  *sealer     // of the answer; nil: none
 	mcp   *mcp.Filter // of the answer; nil: none
 }
 
@@ -54,7 +55,10 @@ func (s *Server) exchange(w http.ResponseWriter, r *http.Request, t *tunnel, x *
 	if r.ProtoMajor == 2 { // its stream can be ended alone
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
-		r, x.cancel = r.WithContext(ctx), cancel
+		body := r.Body
+		// The transport does not look at its context while it waits for more of a body.
+		x.cancel = func() { cancel(); _ = body.Close() }
+		r = r.WithContext(ctx)
 	}
 	if least := newTrickle(w, r, s.limits.StallTimeout); least != nil {
 		defer least.end()
@@ -199,6 +203,9 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 	x.status = resp.StatusCode
 	h := setHeader(w, resp)
 	w.WriteHeader(resp.StatusCode)
+	if f, ok := w.(http.Flusher); ok && resp.ContentLength < 0 && !bodiless(r, resp) {
+		f.Flush() // a stream's head does not wait for its first byte
+	}
 	var stall *stallGuard
 	if r.ProtoMajor == 2 {
 		stall = &stallGuard{rc: http.NewResponseController(w), limit: s.limits.StallTimeout}

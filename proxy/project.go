@@ -19,7 +19,7 @@ func (s *Server) project(r *http.Request, t *tunnel, x *record, b *bound, path, 
 	if ref := s.resolve(r, x, b); ref != nil {
 		return path, query, ref
 	}
-	if ref := s.watch(r, x, s.watches.of(&t.watched, b, rule, x.source)); ref != nil {
+	if ref := s.watch(r, x, s.watches.of(&t.watched, b, rule, x.source).and(s.seals.elsewhere(sealKey{b.sandbox.Team, b.sandbox.ID}, tokensOf(x.source)))); ref != nil {
 		return path, query, ref
 	}
 	if x.decision.MCP != nil {
@@ -28,7 +28,7 @@ func (s *Server) project(r *http.Request, t *tunnel, x *record, b *bound, path, 
 		}
 	}
 	if x.source != nil && x.source.Placeholders != nil {
-		return s.substitute(r, x, path, query)
+		return s.substitute(r, x, sealKey{b.sandbox.Team, b.sandbox.ID}, path, query)
 	}
 	if x.source != nil && x.source.AWS != nil {
 		return s.resign(r, x, path, query)
@@ -41,7 +41,7 @@ func (s *Server) project(r *http.Request, t *tunnel, x *record, b *bound, path, 
 		return path, query, nil
 	}
 	x.source.Apply(r.Header, rule.KeepClientAuth)
-	s.scrubLater(r, p, rule, x.source)
+	s.scrubLater(r, p, rule, x.source, nil)
 	return path, query, nil
 }
 
@@ -79,51 +79,61 @@ func (s *Server) resolve(r *http.Request, x *record, b *bound) *refusal {
 	return nil
 }
 
-// scrubLater has the answer searched for what pr has put in.
-func (s *Server) scrubLater(r *http.Request, p *plan, rule *policy.CredentialRule, pr *inject.Projection) {
+// scrubLater has the answer searched for what pr has put in, and tokens.
+func (s *Server) scrubLater(r *http.Request, p *plan, rule *policy.CredentialRule, pr *inject.Projection, tokens *sealView) {
 	if rule.Scrub {
-		p.scrub = &scrubber{findings: s.scrubs.of(rule, pr)}
+		p.scrub = &scrubber{findings: s.scrubs.of(rule, pr, tokens)}
 		seeThrough(r.Header)
 	}
 }
 
 // substitute puts values in the place of placeholders. What the sandbox authenticates itself
 // with goes, but for what holds one: that is the operator's.
-func (s *Server) substitute(r *http.Request, x *record, path, query string) (string, string, *refusal) {
+func (s *Server) substitute(r *http.Request, x *record, who sealKey, path, query string) (string, string, *refusal) {
 	ph, rule := x.source.Placeholders, x.decision.Credential
+	tokens := s.seals.view(who, x.source)
+	if tokens != nil {
+		ph = tokens.both
+	}
 	if x.decision.StripClientAuth {
 		ph.StripClientAuth(r.Header)
 		query = ph.StripQueryAuth(query)
 	}
-	if _, err := ph.Header(r.Header); err != nil {
-		return path, query, unfit(err)
-	}
-	path, query, _, err := ph.Target(path, query)
+	inHeader, err := ph.Header(r.Header)
 	if err != nil {
 		return path, query, unfit(err)
 	}
-	if ref := s.substituteBody(r, x, ph); ref != nil {
+	path, query, inTarget, err := ph.Target(path, query)
+	if err != nil {
+		return path, query, unfit(err)
+	}
+	inBody, ref := s.substituteBody(r, x, ph)
+	if ref != nil {
 		return path, query, ref
 	}
-	s.scrubLater(r, &x.plan, rule, x.source)
+	if ph.InBody() && r.Method == http.MethodPost && inHeader+inTarget+inBody > 0 { // it may be how tokens are asked for
+		x.plan.seal = &sealer{seals: s.seals, key: who, source: x.source.Source, limit: s.limits.RewriteBodyBytes}
+		seeThrough(r.Header)
+	}
+	s.scrubLater(r, &x.plan, rule, x.source, tokens)
 	return path, query, nil
 }
 
 // substituteBody reads a body whole, to its limit, and gives it its new length.
-func (s *Server) substituteBody(r *http.Request, x *record, ph *inject.Placeholders) *refusal {
+func (s *Server) substituteBody(r *http.Request, x *record, ph *inject.Placeholders) (int, *refusal) {
 	if !ph.InBody() || r.Body == nil || r.Body == http.NoBody || !ph.Rewrites(r.Header.Get("Content-Type")) {
-		return nil
+		return 0, nil
 	}
 	body, ref := s.wholeBody(r, x)
 	if ref != nil {
-		return ref
+		return 0, ref
 	}
-	out, _, err := ph.Body(r.Header.Get("Content-Type"), strings.Join(r.Header["Content-Encoding"], ","), body)
+	out, n, err := ph.Body(r.Header.Get("Content-Type"), strings.Join(r.Header["Content-Encoding"], ","), body)
 	if err != nil {
-		return unfit(err)
+		return 0, unfit(err)
 	}
 	setBody(r, out)
-	return nil
+	return n, nil
 }
 
 // wholeBody reads a request body that has to be looked at as one.

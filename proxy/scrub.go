@@ -36,12 +36,16 @@ func newScrubbers() *scrubbers {
 type scrubKey struct {
 	rule *policy.CredentialRule
 	cred uint64
+	seal uint64 // generation of the sandbox's tokens
 }
 
 // of gives what finds the values that rule has projected, and names the placeholder of each
 // that has one.
-func (c *scrubbers) of(rule *policy.CredentialRule, pr *inject.Projection) *findings {
-	key := scrubKey{rule, pr.ID}
+func (c *scrubbers) of(rule *policy.CredentialRule, pr *inject.Projection, tokens *sealView) *findings {
+	key := scrubKey{rule: rule, cred: pr.ID}
+	if tokens != nil {
+		key.seal = tokens.generation
+	}
 	if f, ok := c.made.Get(key); ok {
 		return f
 	}
@@ -54,6 +58,12 @@ func (c *scrubbers) of(rule *policy.CredentialRule, pr *inject.Projection) *find
 		}
 		f.words = append(f.words, word)
 		patterns = append(patterns, scan.Patterns(v.Reveal(), tag)...)
+	}
+	if tokens != nil {
+		for _, o := range tokens.tokens {
+			patterns = append(patterns, scan.Patterns(o.Value.Reveal(), len(f.words))...)
+			f.words = append(f.words, []byte(o.Placeholder))
+		}
 	}
 	f.matcher = scan.New(patterns)
 	c.made.Add(key, f)

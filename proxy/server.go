@@ -100,6 +100,7 @@ type Server struct {
 	paces    *bandwidth
 	scrubs   *scrubbers
 	mints    *mints
+	seals    *seals
 
 	janitor   *janitor
 	draining  chan struct{} // closed by Shutdown
@@ -118,7 +119,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		log: o.Logger, audit: o.Audit, metrics: m, leaves: o.Leaves, guard: o.Guard,
-		limits: o.Limits.withDefaults(), sshHosts: o.SSHHosts, paces: newBandwidth(o.Limits.BandwidthPerSandbox), watches: newWatchlists(), scrubs: newScrubbers(), mints: newMints(), memory: policydns.NewMemory(), backoff: newBackoff(), draining: make(chan struct{}),
+		limits: o.Limits.withDefaults(), sshHosts: o.SSHHosts, paces: newBandwidth(o.Limits.BandwidthPerSandbox), watches: newWatchlists(), scrubs: newScrubbers(), mints: newMints(), seals: newSeals(), memory: policydns.NewMemory(), backoff: newBackoff(), draining: make(chan struct{}),
 	}
 	s.ids.init()
 	s.live = newRegistry(s.limits.Connections, s.limits.ConnectionsPerSandbox)

@@ -103,8 +103,8 @@ func (s *Server) scheduleLease(r *Ruleset) {
 	}
 }
 
-// forgetNames drops what sandboxes that are no more were told by DNS: their addresses and
-// ids may become others'.
+// forgetNames drops what sandboxes that are no more were told by DNS and what stands for
+// tokens of theirs: their addresses and ids may become others'.
 func (s *Server) forgetNames(was, now *Ruleset) {
 	if was == nil || was.Policy == nil {
 		return
@@ -112,6 +112,7 @@ func (s *Server) forgetNames(was, now *Ruleset) {
 	for _, sb := range was.Policy.Sandboxes() {
 		if now == nil || now.Policy == nil || now.Policy.Sandbox(sb.ID) == nil {
 			s.memory.Forget(sb.ID)
+			s.seals.forget(sealKey{sb.Team, sb.ID})
 		}
 	}
 }

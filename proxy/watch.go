@@ -35,6 +35,7 @@ type watchlist struct {
 	known        *knownValues
 	own          []int // tags of known that the rule puts there
 	placeholders *scan.Matcher
+	tokens       *scan.Matcher // issued to the sandbox for another source; nil: none
 }
 
 type watchKey struct {
@@ -176,13 +177,36 @@ func (k *knownValues) tagsOf(pr *inject.Projection) []int {
 
 // empty: nothing would be found.
 func (w *watchlist) empty() bool {
-	return w.placeholders.Empty() && (w.known == nil || w.known.matcher.Empty())
+	return w.tokens == nil && w.placeholders.Empty() && (w.known == nil || w.known.matcher.Empty())
+}
+
+// and is w with tokens to look for beside, for one request.
+func (w *watchlist) and(tokens *scan.Matcher) *watchlist {
+	if tokens == nil {
+		return w
+	}
+	with := *w
+	with.tokens = tokens
+	return &with
+}
+
+// tokensOf names the source whose tokens mean something in a request with pr.
+func tokensOf(pr *inject.Projection) string {
+	if pr == nil || pr.Placeholders == nil {
+		return ""
+	}
+	return pr.Source
 }
 
 // find looks at bytes that are there as a whole.
 func (w *watchlist) find(b []byte) *refusal {
 	if _, _, _, found := w.placeholders.Find(b); found {
 		return misplaced()
+	}
+	if w.tokens != nil {
+		if _, _, _, found := w.tokens.Find(b); found {
+			return misplaced()
+		}
 	}
 	for w.known != nil {
 		start, _, tag, found := w.known.matcher.Find(b)
@@ -202,6 +226,12 @@ func (w *watchlist) body(body io.ReadCloser, say func(*refusal)) io.ReadCloser {
 	var r io.Reader = body
 	if !w.placeholders.Empty() {
 		r = w.placeholders.Detect(r, func(int) bool {
+			say(misplaced())
+			return true
+		})
+	}
+	if w.tokens != nil {
+		r = w.tokens.Detect(r, func(int) bool {
 			say(misplaced())
 			return true
 		})
