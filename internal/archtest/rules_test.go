@@ -45,7 +45,7 @@ var onlyIn = [...]struct {
 	{module + "/store/storetest/...", []string{}, true, "a contract suite is for tests"},
 	{"modernc.org/sqlite/...", []string{"store/sqlite/*"}, true, "SQL stays in its backend"},
 	{"github.com/spf13/cobra/...", []string{"cmd/*"}, false, "commands are cmd/egressd's"},
-	{"github.com/miekg/dns/...", []string{"internal/netguard/*", "internal/testbed/*", "proxy/policydns/*", "proxy/names.go"}, true, "names are looked up by netguard alone (B07); policydns answers"},
+	{"github.com/miekg/dns/...", []string{"internal/netguard/*", "internal/testbed/*", "proxy/policydns/*", "proxy/names.go", "proxy/ech.go"}, true, "names are looked up by netguard alone (B07); policydns answers"},
 	{"net/http/pprof", []string{}, false, "registers itself on the default mux, which a sandbox may reach (G23)"},
 	{"expvar", []string{}, false, "registers itself on the default mux (G23)"},
 	{"math/rand", []string{}, false, "predictable: crypto/rand for secrets, math/rand/v2 for jitter"},
