@@ -41,6 +41,9 @@ func (f *flight) on(c *upConn, w http.ResponseWriter, r *http.Request, p *plan) 
 	o.Target, o.Host, o.Upgrade, o.Trailers = p.target, p.authority, p.websocket, p.trailers
 	o.HeaderTimeout, o.StallTimeout, o.IdleTimeout = l.ResponseHeaderTimeout, l.StallTimeout, l.IdleTimeout
 	o.SlowAfter = slowAfter
+	if r.ProtoMajor == 2 { // it can be cut alone, at any time
+		f.slow()
+	}
 	return o
 }
 
@@ -67,6 +70,9 @@ func (g *guardedUse) abort() {
 
 // slow begins to watch whether the client still waits.
 func (f *flight) slow() {
+	if f.guard != nil {
+		return
+	}
 	g := &guardedUse{conn: f.conn}
 	f.guard = g
 	if dw, ok := f.w.(h1.DisconnectWatcher); ok {

@@ -145,7 +145,9 @@ func (l *login) dial(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, dialRefusal(err).asError()
 	}
-	l.x.flow.Addr = addrOf(nc)
+	if l.route.proxy == nil { // else it is the proxy's
+		l.x.flow.Addr = addrOf(nc)
+	}
 	if l.f.InTLS {
 		return l.startTLS(ctx, nc)
 	}
@@ -218,7 +220,20 @@ func (l *login) stillAllowed(r *Ruleset) bool {
 	f := l.f
 	f.Sandbox = b.sandbox
 	d := r.Policy.Decide(&f)
-	return d.Action != policy.Deny && sameSource(d.Credential, l.dec.Credential) && sameSource(d.ClientCert, l.dec.ClientCert)
+	return goesOn(&d, &l.dec)
+}
+
+// goesOn says whether what was begun under one decision may be under another: allowed, with
+// what it would get now, and by the way that it would leave by now.
+func goesOn(now, was *policy.Decision) bool {
+	return now.Action != policy.Deny && sameSource(now.Credential, was.Credential) && sameSource(now.ClientCert, was.ClientCert) && sameWay(now.Proxy, was.Proxy)
+}
+
+func sameWay(a, b *policy.Proxy) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Type == b.Type && a.Host == b.Host && a.Port == b.Port && sameSource(a.Credential, b.Credential)
 }
 
 // sameSource: what the connection has logged in with is what a rule would log in with now.

@@ -39,8 +39,10 @@ func (s *Server) relay(ctx context.Context, t *tunnel, b *bound, f policy.Flow, 
 			return
 		}
 	}
-	f.Addr = addrOf(up)
-	t.handle.watch(func(r *Ruleset) bool { return t.stillPasses(r, f) }, up)
+	if way.proxy == nil { // else it is the proxy's
+		f.Addr = addrOf(up)
+	}
+	t.handle.watch(func(r *Ruleset) bool { return t.stillPasses(r, f, dec.Proxy) }, up)
 	defer t.handle.unwatch()
 	s.metrics.tunnels.Inc()
 	defer s.metrics.tunnels.Dec()
@@ -52,14 +54,14 @@ func (s *Server) relay(ctx context.Context, t *tunnel, b *bound, f policy.Flow, 
 	x.finish()
 }
 
-// stillPasses asks a new ruleset whether an open relay may stay.
-func (t *tunnel) stillPasses(r *Ruleset, f policy.Flow) bool {
+// stillPasses asks a new ruleset whether an open relay may stay, and stay on its way out.
+func (t *tunnel) stillPasses(r *Ruleset, f policy.Flow, by *policy.Proxy) bool {
 	b, err := t.sess.bindTo(r)
 	if err != nil {
 		return false
 	}
 	f.Sandbox = b.sandbox
-	if r.Policy.Decide(&f).Action != policy.Pass {
+	if d := r.Policy.Decide(&f); d.Action != policy.Pass || !sameWay(d.Proxy, by) {
 		return false
 	}
 	if t.silent { // nobody knows what is spoken in it

@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"github.com/egressd/egressd/inject"
-	"github.com/egressd/egressd/policy"
 )
 
 // watch makes recheck ask allowed and close both sides when it says no. The ruleset
@@ -149,8 +148,8 @@ func (x *record) stays(rules *Ruleset) bool {
 	}
 	f := x.flow
 	f.Sandbox = b.sandbox
-	d, was := rules.Policy.Decide(&f), x.decision
-	return d.Action != policy.Deny && (d.Credential == nil) == (was.Credential == nil) && (d.ClientCert == nil) == (was.ClientCert == nil)
+	d := rules.Policy.Decide(&f)
+	return goesOn(&d, &x.decision)
 }
 
 // held is one use of a credential by something that is open.
