@@ -325,6 +325,30 @@ func (m *Matcher) tail(b []byte) int {
 	return len(b)
 }
 
+// across looks at what begins in past, fewer bytes than any pattern, and goes on in b:
+// found is a match that counts; open: there may be one with more bytes.
+func (m *Matcher) across(past, b []byte, final bool, counts func(tag int) bool) (found, open bool) {
+	for i, c := range past {
+		k := len(past) - i
+		for _, n := range m.byFirst[m.first[c]:m.first[int(c)+1]] {
+			p := &m.patterns[n]
+			rest := pattern{bytes: p.bytes[k:]}
+			if p.mask != nil {
+				rest.mask = p.mask[k:]
+			}
+			have := min(len(b), len(rest.bytes))
+			switch {
+			case !p.prefix(past[i:]) || !rest.prefix(b[:have]):
+			case have < len(rest.bytes):
+				open = open || !final
+			case counts(p.tag):
+				return true, false
+			}
+		}
+	}
+	return false, open
+}
+
 // prefix says whether b, no longer than the pattern, is what it begins with.
 func (p *pattern) prefix(b []byte) bool {
 	if p.mask == nil {

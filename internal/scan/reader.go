@@ -18,6 +18,10 @@ const (
 // than Longest of them; all others leave with the Read that they came with. Like any
 // io.Reader it is for one goroutine; Close may come from another if the source's may.
 //
+// Detect holds back only where four bytes or more of a pattern stand at the end, if all
+// patterns are of eight or more: one byte in five begins some form of a value, and whoever
+// waits for the last byte of a message would wait in vain.
+//
 // When the source fails other than with io.EOF, what was held back is dropped: it is the
 // beginning of a value.
 type Reader struct {
@@ -28,8 +32,9 @@ type Reader struct {
 
 	in    []byte // came from src and has not been passed on; at the end of buf
 	buf   []byte
-	clean int  // bytes of in that may go
-	dirty bool // in has not been searched to its end
+	past  []byte // what has left of a beginning that was too short to hold back
+	clean int    // bytes of in that may go
+	dirty bool   // in has not been searched to its end
 	out   []byte
 	err   error // of src, or ErrFound; given when all else has been
 }
@@ -41,9 +46,13 @@ func (m *Matcher) Replace(src io.Reader, replace func(tag int) []byte) *Reader {
 	return &Reader{m: m, src: src, replace: replace}
 }
 
-// Detect gives src up to the first match that counts, and then ErrFound: no byte of the
-// match is passed on. found says, within Read, whether a match counts; nil: every one does.
+// Detect gives src up to the first match that counts, and then ErrFound: of the match three
+// bytes are passed on at the most, and none of it where it came in one piece. found says,
+// within Read, whether a match counts; nil: every one does.
 func (m *Matcher) Detect(src io.Reader, found func(tag int) bool) *Reader {
+	if found == nil {
+		found = func(int) bool { return true }
+	}
 	return &Reader{m: m, src: src, found: found}
 }
 
@@ -90,10 +99,10 @@ func (r *Reader) search() {
 	start, end, n := r.m.scan(r.in, r.err == io.EOF)
 	switch {
 	case n < 0:
-		r.clean, r.dirty = start, false
+		r.clean, r.dirty = r.release(r.in, start), false
 	case start > 0:
 		r.clean = start
-	case r.replace == nil && r.found != nil && !r.found(r.m.patterns[n].tag):
+	case r.replace == nil && !r.found(r.m.patterns[n].tag):
 		r.clean = 1 // what begins within it may count
 	case r.replace == nil:
 		r.in, r.dirty, r.err = nil, false, ErrFound
@@ -109,7 +118,14 @@ func (r *Reader) search() {
 func (r *Reader) direct(p []byte) int {
 	held := copy(p, r.in)
 	all := p[:held+r.pull(p[held:])]
+	if !r.joined(all) {
+		clear(all)
+		return 0
+	}
 	start, _, n := r.m.scan(all, r.err == io.EOF)
+	if n < 0 {
+		start = r.release(all, start)
+	}
 	r.keep(all[start:])
 	r.dirty = n >= 0
 	clear(all[start:]) // the caller has no business with it
@@ -126,7 +142,36 @@ func (r *Reader) fill() {
 	copy(r.buf, r.in) // may overlap
 	n := r.pull(r.buf[held:])
 	r.in = r.buf[:held+n]
-	r.dirty = true
+	r.dirty = r.joined(r.in)
+}
+
+// joined looks for what has begun in past and goes on in b, which came next. It says
+// whether to search b itself: not when something was found, nor when b as a whole may be
+// the middle of a match and is kept.
+func (r *Reader) joined(b []byte) bool {
+	if len(r.past) == 0 {
+		return true
+	}
+	found, open := r.m.across(r.past, b, r.err == io.EOF, r.found)
+	switch {
+	case found:
+		r.in, r.past, r.err = nil, nil, ErrFound
+	case open:
+		r.keep(b)
+	default:
+		r.past = r.past[:0]
+		return true
+	}
+	return false
+}
+
+// release says how much of b may go, of which b[start:] may be the beginning of a match.
+func (r *Reader) release(b []byte, start int) int {
+	if short := b[start:]; r.replace == nil && len(short) < block && r.m.window >= 2*block {
+		r.past = append(r.past[:0], short...)
+		return len(b)
+	}
+	return start
 }
 
 func (r *Reader) keep(b []byte) {

@@ -157,12 +157,78 @@ func TestDetectOnlyWhatCounts(t *testing.T) {
 	} {
 		for i := range in {
 			got, err := io.ReadAll(m.Detect(chunks([]byte(in[:i]), []byte(in[i:])), counts))
-			if string(got) != want || (len(got) < len(in)) != errors.Is(err, ErrFound) {
+			if !upTo(string(got), want, in, i) || (len(got) < len(in)) != errors.Is(err, ErrFound) {
 				t.Errorf("%q at %d: %q, %v", in, i, got, err)
 			}
 		}
 	}
 }
+
+// upTo: got is want, or as much more of text as may go when it was cut there.
+func upTo(got, want, text string, cut int) bool {
+	return got == want || got == text[:cut] && len(want) < cut && cut < len(want)+block
+}
+
+// TestDetectHoldsNothingOfAMessage: whoever waits for a message gets the last byte of it,
+// though some value begins with that.
+func TestDetectHoldsNothingOfAMessage(t *testing.T) {
+	m := New(Patterns("token-of-somebody", 0))
+	for _, end := range []string{"t", "to", "tok", "74", "dG9", "ok"} {
+		for _, size := range []int{7, 4096} {
+			wall := errors.New("nothing more has come")
+			r := m.Detect(&chunked{chunks: [][]byte{[]byte("message " + end)}, err: wall}, nil)
+			var got []byte
+			var err error
+			for p := make([]byte, size); err == nil; {
+				var n int
+				n, err = r.Read(p)
+				got = append(got, p[:n]...)
+			}
+			if string(got) != "message "+end || !errors.Is(err, wall) {
+				t.Errorf("%q: %q, %v", end, got, err)
+			}
+		}
+	}
+}
+
+// TestDetectAllSplits: wherever a stream is cut, what is in it is found, and what is not is
+// not; of a match three bytes leave at the most.
+func TestDetectAllSplits(t *testing.T) {
+	for _, value := range []string{"aabaabaab", "abcabcab!", "tok%2Ftok%2F"} {
+		m := New([]Pattern{{Bytes: []byte(value), Fold: FoldEscapes}, {Bytes: []byte("another-one")}})
+		for _, around := range []string{"", "a", "aab", "abcab", "tok%2ftok", "aabaaba", "abcabca"} {
+			text := around + strings.ToLower(value) + around
+			start, _, _, _ := m.Find([]byte(text))
+			for i := range len(text) + 1 {
+				for j := i; j <= len(text); j++ {
+					for _, size := range []int{1, 4096} {
+						got, err := io.ReadAll(io.LimitReader(sized{m.Detect(chunks([]byte(text[:i]), []byte(text[i:j]), []byte(text[j:])), nil), size}, 1<<10))
+						if !errors.Is(err, ErrFound) || len(got) < start || len(got) >= start+block || string(got) != text[:len(got)] {
+							t.Fatalf("%q in %q cut at %d and %d, buffer %d: %q, %v", value, text, i, j, size, got, err)
+						}
+						without := strings.ReplaceAll(text, strings.ToLower(value), "aabaabaXabc")
+						if _, _, _, is := m.Find([]byte(without)); is {
+							continue
+						}
+						i, j := min(i, len(without)), min(j, len(without))
+						got, err = io.ReadAll(sized{m.Detect(chunks([]byte(without[:i]), []byte(without[i:j]), []byte(without[j:])), nil), size})
+						if err != nil || string(got) != without {
+							t.Fatalf("nothing in %q cut at %d and %d, buffer %d: %q, %v", without, i, j, size, got, err)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// sized reads with a buffer of n bytes at the most.
+type sized struct {
+	r io.Reader
+	n int
+}
+
+func (s sized) Read(p []byte) (int, error) { return s.r.Read(p[:min(len(p), s.n)]) }
 
 func TestDetect(t *testing.T) {
 	const value = "tok-0123456789abcdef"
@@ -182,7 +248,7 @@ func TestDetect(t *testing.T) {
 					t.Fatal("the value stands in the caller's buffer")
 				}
 			}
-			if !errors.Is(err, ErrFound) || string(got) != "before " || tags != 9 {
+			if !errors.Is(err, ErrFound) || !upTo(string(got), "before ", text, i) || tags != 9 {
 				t.Fatalf("cut at %d, buffer %d: %q, %v, tags %d", i, size, got, err, tags)
 			}
 			if n, err := r.Read(make([]byte, 10)); n != 0 || !errors.Is(err, ErrFound) {
