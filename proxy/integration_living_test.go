@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	socks "golang.org/x/net/proxy"
-
 	"github.com/egressd/egressd/internal/testbed"
 	"github.com/egressd/egressd/proxy"
 	"github.com/egressd/egressd/store"
