@@ -45,7 +45,11 @@ func (s *Server) dispatch(ctx context.Context, t *tunnel) {
 		s.closeTunnel(t, prefix, proto, &refusal{status: http.StatusForbidden, code: codeProtocol, detail: err.Error()})
 		return
 	}
-	if ref := s.settleDest(t, proto, &prefix); ref != nil {
+	ref := s.checkLoop(t)
+	if ref == nil {
+		ref = s.settleDest(t, proto, &prefix)
+	}
+	if ref != nil {
 		s.closeTunnel(t, prefix, proto, ref)
 		return
 	}
@@ -56,7 +60,9 @@ func (s *Server) dispatch(ctx context.Context, t *tunnel) {
 	}
 	f := policy.Flow{Sandbox: b.sandbox, Host: t.dest.host, Port: t.dest.port, Addr: t.dest.ip, Protocol: proto}
 	s.live.describe(t.handle, about{dest: t.dest.String(), protocol: proto.String()})
-	dec, addrs, ref := s.decide(ctx, b, &f)
+	var dec policy.Decision
+	var addrs []netip.Addr
+	dec, addrs, ref = s.decide(ctx, b, &f)
 	if ref == nil && dec.Action == policy.Deny {
 		ref = denied(dec)
 	}

@@ -191,6 +191,9 @@ func (s *Server) serveAbsolute(w http.ResponseWriter, r *http.Request) {
 	if ref == nil {
 		ref = s.checkLiteral(d)
 	}
+	if ref == nil {
+		ref = s.checkLoop(t)
+	}
 	if ref != nil {
 		x.refuse(w, ref)
 		return

@@ -72,7 +72,11 @@ func (u *upstream) reach(ctx context.Context, sandbox string, d dest, addrs []ne
 		u.metrics.dials.WithLabelValues("failed").Inc()
 		return nil, err
 	}
-	return metered(nc, release), nil
+	forget := u.dialled.add(nc)
+	return metered(nc, func() {
+		forget()
+		release()
+	}), nil
 }
 
 func (u *upstream) reachVia(ctx context.Context, sandbox string, d dest, addrs []netip.Addr, r route) (net.Conn, error) {

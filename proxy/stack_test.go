@@ -104,6 +104,7 @@ type options struct {
 	ns     []string
 
 	revoked func(*testbed.Bed) *certs.Revocations
+	guard   func(*netguard.Guard) proxy.Guard
 }
 
 // newStack starts a data plane with policyYAML, in which PORT, PLAIN, EVIL and so on
@@ -148,9 +149,13 @@ func newStack(t testing.TB, policyYAML string, o options) *stack {
 	if o.revoked != nil {
 		revoked = o.revoked(s.bed)
 	}
+	var guard proxy.Guard = s.guard
+	if o.guard != nil {
+		guard = o.guard(s.guard)
+	}
 	core, logs := observer.New(zap.DebugLevel)
 	s.logs = logs
-	s.srv, err = proxy.New(proxy.Options{Logger: zap.New(core), Audit: s.records, Registry: s.registry, Leaves: s.ca, Guard: s.guard, Roots: s.bed.CA.Pool(), Revoked: revoked, SSHHosts: sshHosts(t), Limits: o.limits})
+	s.srv, err = proxy.New(proxy.Options{Logger: zap.New(core), Audit: s.records, Registry: s.registry, Leaves: s.ca, Guard: guard, Roots: s.bed.CA.Pool(), Revoked: revoked, SSHHosts: sshHosts(t), Limits: o.limits})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,6 +54,7 @@ type upstream struct {
 	closed  atomic.Bool
 
 	perSandbox *quota // connections that are open, in use or idle
+	dialled    *dialled
 }
 
 // pool is what is open for one key.
@@ -93,7 +94,7 @@ var (
 
 func newUpstream(g Guard, n *names, with trust, l Limits, m *metrics) *upstream {
 	u := &upstream{guard: g, names: n, trust: with, limits: l, metrics: m, h1lim: h1.DefaultLimits(), perSandbox: newQuota(l.ConnectionsPerSandbox),
-		lastUse: map[string]int64{}}
+		lastUse: map[string]int64{}, dialled: newDialled()}
 	u.pools, _ = lru.NewWithEvict(maxPools, func(_ poolKey, p *pool) { p.retire() }) // fails on a size below 1 only
 	u.h1lim.Headers = 256                                                            // origins send many Set-Cookie
 	return u
