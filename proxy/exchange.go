@@ -46,6 +46,7 @@ type plan struct {
 	credFrom, certFrom *inject.Injector // where they come from; nil: none
 
 	scrub *scrubber   // of the answer; nil: none
+	ws    *frames     // what its messages are looked at for; nil: they are not
 	seal  *sealer     // of the answer; nil: none
 	mcp   *mcp.Filter // of the answer; nil: none
 }
@@ -139,9 +140,15 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal 
 	if p.trailers = te && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc"); p.trailers {
 		r.Header["Te"] = []string{"trailers"}
 	}
+	if p.websocket && seesFrames(dec.Credential) {
+		remove(r.Header, hidesFrames)
+	}
 	path, query, ref = s.project(r, t, x, b, path, query)
 	if ref != nil {
 		return ref
+	}
+	if p.websocket {
+		p.ws = s.frames(x, b)
 	}
 	p.target = path
 	if query != "" || strings.HasSuffix(r.RequestURI, "?") {
