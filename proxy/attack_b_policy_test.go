@@ -143,6 +143,23 @@ func (g *rig) ways(t *testing.T) map[string]func(method, target string, fields .
 		"connect, clear": func(m, p string, f ...string) verdict {
 			return raw(plain, func() net.Conn { return g.open(t, plain.HostPort()) }, m+" "+p, plain.HostPort(), "", f)
 		},
+		"socks5 tls": func(m, p string, f ...string) verdict {
+			return raw(good, func() net.Conn { return g.tlsOver(t, g.socks(t, "one", tokenOne, good.HostPort()), "good.test") }, m+" "+p, good.HostPort(), "", f)
+		},
+		"socks5, clear": func(m, p string, f ...string) verdict {
+			return raw(plain, func() net.Conn { return g.socks(t, "one", tokenOne, plain.HostPort()) }, m+" "+p, plain.HostPort(), "", f)
+		},
+		"socks5 by address": func(m, p string, f ...string) verdict {
+			return raw(good, func() net.Conn {
+				return g.tlsOver(t, g.socks(t, "one", tokenOne, fmt.Sprint("192.0.2.9:", good.Port())), "good.test")
+			}, m+" "+p, good.HostPort(), "", f)
+		},
+		"transparent tls": func(m, p string, f ...string) verdict {
+			return raw(good, func() net.Conn { return g.tlsOver(t, g.aimedAt(t, "one", tokenOne, good.Port()), "good.test") }, m+" "+p, good.HostPort(), "", f)
+		},
+		"transparent, clear": func(m, p string, f ...string) verdict {
+			return raw(plain, func() net.Conn { return g.aimedAt(t, "one", tokenOne, plain.Port()) }, m+" "+p, plain.HostPort(), "", f)
+		},
 	}
 }
 

@@ -34,7 +34,8 @@ type rig struct {
 	seen []byte
 	bad  []*testbed.Origin // hostile origins that a test added
 
-	quiet []*testbed.Origin // of ways
+	quiet  []*testbed.Origin // of ways
+	caught map[uint16]bool   // ports of elsewhere that are listened on
 }
 
 // quick are limits that let a test see a timeout.

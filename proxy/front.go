@@ -43,7 +43,7 @@ func (s *Server) acceptAll(ctx context.Context, ln net.Listener, arrive func(net
 				return nil
 			}
 			var ne net.Error
-			if !errors.As(err, &ne) {
+			if !errors.As(err, &ne) || errors.Is(err, net.ErrClosed) {
 				return fmt.Errorf("accept: %w", err)
 			}
 			delay = min(max(2*delay, 5*time.Millisecond), time.Second) // out of descriptors: wait, do not spin
