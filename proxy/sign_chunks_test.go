@@ -15,6 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"github.com/egressd/egressd/internal/audit"
+	"github.com/egressd/egressd/internal/testbed"
 )
 
 // chunkedBody is what an AWS client makes of data: chunks of these sizes, signed with a key
@@ -153,4 +154,26 @@ func TestS3Scrubbed(t *testing.T) {
 		}
 	})
 	g.safe(t)
+}
+
+// The leak guard looks into chunks as into any body, and ends the upload before its last one.
+func TestLeakGuardLooksIntoChunks(t *testing.T) {
+	g := awsAttacked(t, boundToS3, nil)
+	g.key(testbed.AWSKey{ID: realID, Secret: "another-key-than-the-token-of-good.test"})
+	if a := get(t, g.one(), g.bed.Good.URL("/bearer")); a.status != http.StatusOK { // the token is in memory from here on
+		t.Fatalf("%+v", a)
+	}
+	bothVersions(t, g.stack, func(t *testing.T, c *http.Client) {
+		data := append(pattern(200_000), canary...)
+		a := patient(t, c, func() *http.Request {
+			return g.uploadOf(t, "leak", chunkedBody(data, 70_000, ""), len(data), false, true)
+		})
+		if code := a.header.Get("X-Egressd-Error"); code != "secret_in_request" && !strings.Contains(a.body, "IncompleteBody") {
+			t.Errorf("%+v", a)
+		}
+		if _, ok := g.store.Object("bucket", "leak"); ok {
+			t.Error("it was stored")
+		}
+	})
+	g.ours(t)
 }

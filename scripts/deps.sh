@@ -15,7 +15,7 @@ declare -A need=(
 	[sshd]=openssh-server [ssh]=openssh-client [ssh-keygen]=openssh-client
 	[redis-server]=redis-server [redis-cli]=redis-tools
 	[mosquitto]=mosquitto [mosquitto_pub]=mosquitto-clients [mosquitto_sub]=mosquitto-clients
-	[psql]=postgresql [microsocks]=microsocks [tinyproxy]=tinyproxy-bin
+	[psql]=postgresql [microsocks]=microsocks [tinyproxy]=tinyproxy-bin [aws]=awscli
 )
 # What is on no PATH: pattern -> Debian package
 declare -A files=(

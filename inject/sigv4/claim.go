@@ -63,18 +63,9 @@ type Claim struct {
 	expires         int      // seconds, for inQuery; 0: not given
 }
 
-// Region and Service are what Sign signs for.
-func (c *Claim) Region() string { return c.region }
-
-// Service is the service's name in the credential scope.
-func (c *Claim) Service() string { return c.service }
-
 // NeedsBody: Sign has to be given the whole body, because its hash is in the signature
 // alone.
 func (c *Claim) NeedsBody() bool { return c.payload == "" && !isS3(c.service) }
-
-// Presigned says whether the signature stands in the query.
-func (c *Claim) Presigned() bool { return c.form == inQuery }
 
 // Read takes a request's claims. It changes nothing. Errors are *Error.
 func Read(h http.Header, rawQuery string, b Bounds) (*Claim, error) {
@@ -316,7 +307,8 @@ func isName(s string) bool {
 // isFieldName: a field name in lower case (RFC 9110, 5.6.2).
 func isFieldName(s string) bool {
 	for _, c := range []byte(s) {
-		if !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0) {
+		letter := 'a' <= c && c <= 'z' || '0' <= c && c <= '9'
+		if !letter && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
 			return false
 		}
 	}

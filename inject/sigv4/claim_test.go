@@ -87,7 +87,7 @@ func TestRead(t *testing.T) {
 			before := fmt.Sprint(tc.h)
 			c, err := Read(tc.h, tc.query, tc.bounds)
 			var se *Error
-			if errors.As(err, &se) && se.Code == tc.code && c == nil || err == nil && tc.code == "" && c.Region() == "eu-test-1" {
+			if errors.As(err, &se) && se.Code == tc.code && c == nil || err == nil && tc.code == "" && c.region == "eu-test-1" {
 				if fmt.Sprint(tc.h) != before {
 					t.Error("the header was changed")
 				}
@@ -211,7 +211,7 @@ func FuzzRead(f *testing.F) {
 			t.Fatalf("%q?%q: %v", r.Path, r.RawQuery, err)
 		}
 		q, err := url.ParseQuery(u.RawQuery)
-		if err != nil || c.Presigned() != q.Has("X-Amz-Signature") || c.Presigned() == (h["Authorization"] != nil) {
+		if err != nil || (c.form == inQuery) != q.Has("X-Amz-Signature") || (c.form == inQuery) == (h["Authorization"] != nil) {
 			t.Fatalf("%v, %v: %v", err, u, h)
 		}
 		if at := q.Get("X-Amz-Credential") + h.Get("Authorization"); strings.Count(at, "OURS/20130524/") != 1 {

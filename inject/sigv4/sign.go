@@ -71,10 +71,23 @@ func (c *Claim) Sign(ctx context.Context, r *Request, k Keys, now time.Time) err
 	if slices.Contains(c.signed, "content-length") {
 		draft.ContentLength = r.ContentLength
 	}
+	now = now.UTC()
+	if err := c.seal(ctx, r, draft, k, hash, now); err != nil {
+		return err
+	}
+	if chunks != nil {
+		_, seed, _ := strings.Cut(r.Header.Get("Authorization"), "Signature=")
+		chunks.sign = newChunkSigner(k.SecretAccessKey, c.region, c.service, seed, now)
+		r.Body = chunks
+	}
+	return nil
+}
+
+// seal has the official signer sign draft and takes what it has made over into r.
+func (c *Claim) seal(ctx context.Context, r *Request, draft *http.Request, k Keys, hash string, now time.Time) error {
 	creds := aws.Credentials{AccessKeyID: k.AccessKeyID, SecretAccessKey: k.SecretAccessKey.Reveal(), SessionToken: k.SessionToken.Reveal()}
 	// A new signer each time: it would keep a key for each region and service ever claimed.
-	signer := v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping, o.DisableHeaderHoisting = s3, true })
-	now = now.UTC()
+	signer := v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping, o.DisableHeaderHoisting = isS3(c.service), true })
 	if c.form == inQuery {
 		return c.presign(ctx, r, signer, draft, creds, hash, now)
 	}
@@ -85,11 +98,6 @@ func (c *Claim) Sign(ctx context.Context, r *Request, k Keys, now time.Time) err
 		if v := draft.Header.Values(name); len(v) > 0 {
 			r.Header[name] = v
 		}
-	}
-	if chunks != nil {
-		_, seed, _ := strings.Cut(draft.Header.Get("Authorization"), "Signature=")
-		chunks.sign = newChunkSigner(k.SecretAccessKey, c.region, c.service, seed, now)
-		r.Body = chunks
 	}
 	return nil
 }

@@ -139,7 +139,7 @@ func unescape(s string, plus bool) (string, bool) {
 			if i+2 >= len(s) || unhex(s[i+1]) < 0 || unhex(s[i+2]) < 0 {
 				return "", false
 			}
-			c = byte(unhex(s[i+1])<<4 | unhex(s[i+2])) //nolint:gosec // two digits
+			c = byte(unhex(s[i+1])<<4 | unhex(s[i+2]))
 			i += 2
 		}
 		b.WriteByte(c)
