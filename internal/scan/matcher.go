@@ -59,6 +59,7 @@ type Matcher struct {
 	// first byte b are byFirst[first[b]:first[b+1]].
 	first   [257]int32
 	byFirst []int32
+	begins  [64]uint64 // bits by hash of a pattern's first block
 }
 
 // pattern is compared as (byte | mask) == bytes; mask is nil where all must be exact.
@@ -197,6 +198,12 @@ func (m *Matcher) indexFirst() {
 		}
 	}
 	m.first[256] = int32(len(m.byFirst))
+	for n := range m.patterns {
+		m.patterns[n].blocks(0, func(v uint32) {
+			h := v * factor >> (32 - 12)
+			m.begins[h/64] |= 1 << (h % 64)
+		})
+	}
 }
 
 // Empty says that nothing is looked for.
@@ -315,6 +322,12 @@ func (m *Matcher) at(rest []byte, last int, b []byte, final bool) (n int, open b
 // are too near to it for a whole window.
 func (m *Matcher) tail(b []byte) int {
 	for i := max(0, len(b)-m.window+1); i < len(b); i++ {
+		if i+block <= len(b) {
+			h := binary.LittleEndian.Uint32(b[i:]) * factor >> (32 - 12)
+			if m.begins[h/64]&(1<<(h%64)) == 0 {
+				continue
+			}
+		}
 		c := b[i]
 		for _, n := range m.byFirst[m.first[c]:m.first[int(c)+1]] {
 			if m.patterns[n].prefix(b[i:]) {
