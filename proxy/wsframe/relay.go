@@ -69,7 +69,7 @@ type relay struct {
 // over is called when a direction has ended.
 func (r *relay) over(err error, fromClient bool) {
 	r.mu.Lock()
-	if err == errClosed {
+	if errors.Is(err, errClosed) {
 		if r.closes++; r.closes == 1 && !r.ended { // the other side answers, when it has said the rest
 			r.act.limit.Store(min(r.act.limit.Load(), int64(r.closing)))
 			r.mu.Unlock()
