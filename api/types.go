@@ -44,8 +44,9 @@ type SourceReplace struct {
 // metadata as it is.
 type SourceRotate struct {
 	Spec json.RawMessage `json:"spec"`
-	// Drain says what happens to pooled upstream connections of the old version: graceful
-	// (default: each ends after its request) or none. close is not supported yet.
+	// Drain says what happens to connections of the old version. graceful (default): pooled
+	// ones end after their request, what has logged in lives on; close: all that is open with
+	// an older version is cut; none: nothing.
 	Drain  string `json:"drain,omitempty"`
 	Reason string `json:"reason,omitempty"` // for the operator's log, ≤ 256 characters
 }

@@ -98,7 +98,13 @@ Exit codes: 0 ok, 1 usage or validation, 2 not authenticated or forbidden, 3 net
 	}
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usage("%s; see `%s --help`", oneLine(err.Error()), cmd.CommandPath())
+		text := oneLine(err.Error())
+		if before, after, ok := strings.Cut(text, ": strconv."); ok { // Go's own words: "ParseUint: parsing \"x\": why"
+			if i := strings.LastIndex(after, ": "); i >= 0 {
+				text = before + after[i:]
+			}
+		}
+		return usage("%s; see `%s --help`", text, cmd.CommandPath())
 	})
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the API's JSON envelope")
 	root.AddCommand(a.serveCmd(), a.runCmd(), a.sourceCmd(), a.policyCmd(), a.tokenCmd(),

@@ -90,7 +90,7 @@ func (a *app) connectionsClose(d *dialFlags) *cobra.Command {
 			}
 			res, err := c.do(cmd.Context(), http.MethodDelete, "/connections/"+url.PathEscape(args[0]), nil)
 			if err != nil || a.json {
-				return a.rawOr(res, err)
+				return a.rawOr(res, missing(err, "there is no open connection %q; `egressd connections list` shows what there is", args[0]))
 			}
 			a.printf("connection %s closed\n", args[0])
 			return nil

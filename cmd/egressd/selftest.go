@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,17 +64,21 @@ func (f *selftestFlags) options() (selftest.Options, error) {
 	if f.timeout <= 0 {
 		return o, usage("--timeout: want a duration such as 3s")
 	}
+	if slices.Contains(f.peers, "") || slices.Contains(o.Own, "") {
+		return o, usage("--peer, --api, --own: an empty value names nothing")
+	}
 	for _, t := range []struct {
 		flag, value string
 		v4          bool
+		like        string
 		at          *netip.AddrPort
-	}{{"--target4", f.target4, true, &o.Target4}, {"--target6", f.target6, false, &o.Target6}} {
+	}{{"--target4", f.target4, true, "192.0.2.10:7", &o.Target4}, {"--target6", f.target6, false, "[2001:db8::10]:7", &o.Target6}} {
 		if t.value == "" {
 			continue
 		}
 		at, err := netip.ParseAddrPort(t.value)
 		if err != nil || at.Addr().Is4() != t.v4 || at.Addr().Is4In6() || at.Port() == 0 {
-			return o, usage("%s: %q is not such an address with a port", t.flag, t.value)
+			return o, usage("%s: %q is no IPv%s address with a port, such as %s", t.flag, t.value, t.flag[len(t.flag)-1:], t.like)
 		}
 		*t.at = at
 	}

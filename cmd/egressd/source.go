@@ -312,7 +312,7 @@ func (a *app) sourceRotate(d *dialFlags) *cobra.Command {
 		},
 	}
 	s.register(cmd.Flags())
-	cmd.Flags().StringVar(&drain, "drain", "", "pooled upstream connections of the old version: graceful (default) or none")
+	cmd.Flags().StringVar(&drain, "drain", "", "pooled upstream connections of the old version: graceful (default), close or none")
 	cmd.Flags().StringVar(&reason, "reason", "", "for the operator's log")
 	return cmd
 }
