@@ -175,9 +175,8 @@ func (f *farm) raw(t testing.TB, name, source string, c net.Conn, say, marker st
 // openAll opens one of each kind for w.
 func (f *farm) openAll(t testing.TB, w who) []*living {
 	t.Helper()
-	redis, mqtt := f.tunnel(t, w, f.at("redis.test")), f.tunnel(t, w, f.at("mqtt.test"))
 	all := []*living{
-		f.raw(t, "redis", "login", redis, "*1\r\n$4\r\nPING\r\n", "+PONG"),
+		f.raw(t, "redis", "login", f.tunnel(t, w, f.at("redis.test")), "*1\r\n$4\r\nPING\r\n", "+PONG"),
 		f.raw(t, "socks5 upstream", "login", f.socksThrough(t, w), "ping\n", "ping"),
 		f.raw(t, "raw tunnel", "", f.tunnel(t, w, f.at("echo.test")), "ping\n", "ping"),
 		f.raw(t, "raw tunnel by SOCKS5", "", f.bySOCKS(t, w, f.at("echo.test")), "ping\n", "ping"),
@@ -185,6 +184,7 @@ func (f *farm) openAll(t testing.TB, w who) []*living {
 		f.pg(t, w), f.shell(t, w), f.websocket(t, w), f.stream(t, w, "text/plain"), f.stream(t, w, "application/grpc"),
 		f.events(t, w, "api.test", false), f.events(t, w, "api.test", true), f.events(t, w, "old.test", true),
 	}
+	mqtt := f.tunnel(t, w, f.at("mqtt.test"))
 	if _, err := io.WriteString(mqtt, "\x10\x0f\x00\x04MQTT\x04\x02\x00\x00\x00\x03"+w.id); err != nil {
 		t.Fatal(err)
 	}
