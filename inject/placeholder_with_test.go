@@ -13,16 +13,16 @@ import (
 func TestPlaceholdersWithMore(t *testing.T) {
 	const opaque, value = "egd_abcdefghijklmnopqrstuvwxyz", `real+token/1"=`
 	base := one(t, "fixed", policy.InHeader|policy.InBody)
-	more := []Opaque{{opaque, secret.New(value)}, {"egd_line", secret.New("a\nb")}, {"egd_long", secret.New(strings.Repeat("x", maxOpaque+1))}}
+	more := []Opaque{{opaque, secret.New(value), false}, {"egd_line", secret.New("a\nb"), false}, {"egd_long", secret.New(strings.Repeat("x", maxOpaque+1)), false}, {"egd_body", secret.New("refresh"), true}}
 	p := base.With(more)
-	h := http.Header{"Authorization": {"Bearer " + opaque}, "X-A": {ph}, "X-B": {"egd_line egd_long"}}
-	if n, err := p.Header(h); n != 2 || err != nil || h.Get("Authorization") != "Bearer "+value || h.Get("X-A") != "fixed" || h.Get("X-B") != "egd_line egd_long" {
+	h := http.Header{"Authorization": {"Bearer " + opaque}, "X-A": {ph}, "X-B": {"egd_line egd_long egd_body"}}
+	if n, err := p.Header(h); n != 2 || err != nil || h.Get("Authorization") != "Bearer "+value || h.Get("X-A") != "fixed" || h.Get("X-B") != "egd_line egd_long egd_body" {
 		t.Errorf("%d, %v, %v", n, err, h)
 	}
 	if _, q, n, err := p.Target("/"+opaque, "t="+opaque); q != "t=real%2Btoken%2F1%22%3D" || n != 1 || err != nil {
 		t.Errorf("%q, %d, %v", q, n, err)
 	}
-	if out, n, err := p.Body(form, "", []byte("refresh_token="+opaque+"&s="+ph)); string(out) != "refresh_token=real%2Btoken%2F1%22%3D&s=fixed" || n != 2 || err != nil {
+	if out, n, err := p.Body(form, "", []byte("refresh_token="+opaque+"&s="+ph+"&r=egd_body")); string(out) != "refresh_token=real%2Btoken%2F1%22%3D&s=fixed&r=refresh" || n != 3 || err != nil {
 		t.Errorf("%s, %d, %v", out, n, err)
 	}
 	if p.For(value) != opaque || p.For("fixed") != ph {

@@ -164,6 +164,13 @@ func TestAttack_A22_token_endpoint(t *testing.T) {
 				t.Errorf("the endpoint got %q", got)
 			}
 		})
+		t.Run("A22 a refresh token in a header", func(t *testing.T) {
+			post(t, c, service.URL("/"), "", func(r *http.Request) { r.Header.Set("X-Key", out.Refresh) })
+			post(t, c, service.URL("/?t="+out.Refresh), "", func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+out.Refresh) })
+			if got := api.last(); strings.Contains(got, issuedRefresh) {
+				t.Errorf("the service got %q", got)
+			}
+		})
 		t.Run("A22 the same token, the same placeholder", func(t *testing.T) {
 			if again := post(t, c, endpoint.URL("/token"), grant, nil); again.body != a.body {
 				t.Errorf("%s", again.body)

@@ -265,7 +265,7 @@ func dialRefusal(err error) *refusal {
 	switch {
 	case errors.Is(err, netguard.ErrForbiddenAddress):
 		r.status, r.code = http.StatusForbidden, codeForbiddenAddr
-	case errors.Is(err, errUpstreamLimit), errors.Is(err, errLookupLimit):
+	case errors.Is(err, errUpstreamLimit), errors.Is(err, errLookupLimit), errors.Is(err, errHeldLimit):
 		r.status, r.code = http.StatusTooManyRequests, codeLimit
 	case errors.Is(err, netguard.ErrBadName):
 		r.status, r.code = http.StatusBadRequest, codeBadRequest

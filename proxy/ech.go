@@ -5,7 +5,9 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/miekg/dns"
 
 	"github.com/egressd/egressd/internal/netguard"
@@ -21,11 +23,8 @@ func (s *Server) checkECH(ctx context.Context, t *tunnel, sandbox string) *refus
 		return nil
 	}
 	id := uint8(t.ech - 1)
-	records, err := s.names.https(ctx, sandbox, t.dest.host)
-	switch {
-	case errors.Is(err, netguard.ErrNoSuchHost), errors.Is(err, netguard.ErrBadName):
-		return nil // it has none, or is no name of the public DNS
-	case err != nil:
+	records, err := s.ech.records(t.dest.host, func() ([]dns.RR, error) { return s.names.https(ctx, sandbox, t.dest.host) })
+	if err != nil {
 		return dialRefusal(err)
 	}
 	for _, rr := range records {
@@ -51,4 +50,38 @@ func publishes(rr dns.RR, id uint8) bool {
 		}
 	}
 	return false
+}
+
+// echRecords keeps for a minute what the names of tunnels that are passed through publish:
+// browsers grease every hello. Safe for concurrent use.
+type echRecords struct {
+	known *lru.Cache[string, echAnswer]
+}
+
+type echAnswer struct {
+	records []dns.RR
+	until   time.Time
+}
+
+const (
+	maxECHRecords = 4096
+	echLife       = time.Minute
+)
+
+func newECHRecords() *echRecords {
+	known, _ := lru.New[string, echAnswer](maxECHRecords) // fails on a size below 1 only
+	return &echRecords{known: known}
+}
+
+// records are those of host; none where it has none or is no name of the public DNS.
+func (e *echRecords) records(host string, ask func() ([]dns.RR, error)) ([]dns.RR, error) {
+	if a, ok := e.known.Get(host); ok && time.Now().Before(a.until) {
+		return a.records, nil
+	}
+	records, err := ask()
+	if err != nil && !errors.Is(err, netguard.ErrNoSuchHost) && !errors.Is(err, netguard.ErrBadName) {
+		return nil, err
+	}
+	e.known.Add(host, echAnswer{records, time.Now().Add(echLife)})
+	return records, nil
 }

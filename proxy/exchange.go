@@ -53,6 +53,7 @@ type plan struct {
 
 // exchange decides one request by one ruleset, projects, forwards and records.
 func (s *Server) exchange(w http.ResponseWriter, r *http.Request, t *tunnel, x *record, b *bound) {
+	x.grpc = speaksGRPC(r)
 	if r.ProtoMajor == 2 { // its stream can be ended alone
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
@@ -65,6 +66,9 @@ func (s *Server) exchange(w http.ResponseWriter, r *http.Request, t *tunnel, x *
 		defer least.end()
 		r.Body = least
 	}
+	held := share{of: s.budget, sandbox: b.sandbox.ID}
+	defer held.release()
+	x.share = &held
 	if ref := s.plan(r, t, x, b); ref != nil {
 		x.refuse(w, ref)
 		return
@@ -76,6 +80,12 @@ func (s *Server) exchange(w http.ResponseWriter, r *http.Request, t *tunnel, x *
 		panic(http.ErrAbortHandler)
 	}
 	s.forward(w, r, x, &x.plan)
+}
+
+// speaksGRPC: a refusal has to be in words of gRPC. Not of gRPC-Web, which has other ones.
+func speaksGRPC(r *http.Request) bool {
+	kind := r.Header.Get("Content-Type")
+	return r.ProtoMajor == 2 && strings.HasPrefix(kind, "application/grpc") && !strings.HasPrefix(kind, "application/grpc-web")
 }
 
 // plan checks what the request claims, decides, and prepares r.Header to be sent.

@@ -27,6 +27,9 @@ func (s *Server) filterMCP(r *http.Request, x *record) *refusal {
 	}
 	f := &mcp.Filter{Allows: allows, MaxRequest: int(s.limits.RewriteBodyBytes)}
 	if r.Body != nil && r.Body != http.NoBody {
+		if !x.share.hold(min(bodySize(r, s.limits.RewriteBodyBytes), s.limits.RewriteBodyBytes)) {
+			return limited("bodies held whole")
+		}
 		body, d, err := f.Request(r.Header, r.Body)
 		switch {
 		case errors.Is(err, errLeak):

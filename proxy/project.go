@@ -112,7 +112,7 @@ func (s *Server) substitute(r *http.Request, x *record, who sealKey, path, query
 		return path, query, ref
 	}
 	if ph.InBody() && r.Method == http.MethodPost && inHeader+inTarget+inBody > 0 { // it may be how tokens are asked for
-		x.plan.seal = &sealer{seals: s.seals, key: who, source: x.source.Source, limit: s.limits.RewriteBodyBytes}
+		x.plan.seal = &sealer{seals: s.seals, key: who, source: x.source.Source, limit: s.limits.RewriteBodyBytes, share: x.share}
 		seeThrough(r.Header)
 	}
 	s.scrubLater(r, &x.plan, rule, x.source, tokens)
@@ -142,6 +142,9 @@ func (s *Server) wholeBody(r *http.Request, x *record) ([]byte, *refusal) {
 	if r.ContentLength > limit {
 		return nil, &refusal{status: http.StatusRequestEntityTooLarge, code: codeTooLarge, close: true}
 	}
+	if !x.share.hold(bodySize(r, limit)) {
+		return nil, limited("bodies held whole")
+	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
 	switch {
 	case errors.Is(err, errLeak):
@@ -154,6 +157,14 @@ func (s *Server) wholeBody(r *http.Request, x *record) ([]byte, *refusal) {
 		return nil, &refusal{status: http.StatusRequestEntityTooLarge, code: codeTooLarge, close: true}
 	}
 	return body, nil
+}
+
+// bodySize is how large the body is, at most.
+func bodySize(r *http.Request, limit int64) int64 {
+	if r.ContentLength >= 0 {
+		return r.ContentLength
+	}
+	return limit
 }
 
 func setBody(r *http.Request, body []byte) {

@@ -57,6 +57,7 @@ type facts struct {
 
 	grpc     bool   // who asks speaks gRPC
 	leak     *leak  // of the body; nil: it is not looked at
+	share    *share // of what the sandbox may have held in memory
 	cancel   func() // ends it apart from its connection; nil: it goes with that
 	decision policy.Decision
 	source   *inject.Projection // request-layer credential that was projected

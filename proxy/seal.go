@@ -69,8 +69,9 @@ func newSeals() *seals {
 	return &seals{boxes: boxes}
 }
 
-// seal gives what stands for value from now on, for as long as the token lives.
-func (s *seals) seal(key sealKey, source, value string, life time.Duration) string {
+// seal gives what stands for value from now on, for as long as the token lives. A refresh
+// token belongs in the body of a request for another one and nowhere else.
+func (s *seals) seal(key sealKey, source, value string, refresh bool, life time.Duration) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	box, ok := s.boxes.Get(key)
@@ -90,7 +91,7 @@ func (s *seals) seal(key sealKey, source, value string, life time.Duration) stri
 	if len(set.tokens) >= sealedPerSet {
 		set.tokens = slices.Delete(set.tokens, 0, 1)
 	}
-	t := sealed{inject.Opaque{Placeholder: newSealText(), Value: v}, until}
+	t := sealed{inject.Opaque{Placeholder: newSealText(), Value: v, BodyOnly: refresh}, until}
 	set.tokens = append(set.tokens, t)
 	return t.Placeholder
 }

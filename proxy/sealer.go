@@ -23,7 +23,10 @@ type sealer struct {
 	key    sealKey
 	source string
 	limit  int64
+	share  *share
 }
+
+var errHeldLimit = errors.New("the sandbox has too many bodies held whole")
 
 // Lives of tokens that do not say how long they are good, and what a clock may be off.
 const (
@@ -57,6 +60,9 @@ func (e *sealer) answer(r *http.Request, resp *http.Response) error {
 	plain, err := decoded(resp)
 	if err != nil {
 		return err
+	}
+	if !e.share.hold(e.limit) {
+		return errHeldLimit
 	}
 	body, err := io.ReadAll(io.LimitReader(plain, e.limit+1))
 	if err != nil {
@@ -122,7 +128,7 @@ func (e *sealer) json(body []byte) ([]byte, error) {
 			return nil, errors.New("a token that cannot stand in a request")
 		}
 		out = append(out, body[done:f.from]...)
-		out = strconv.AppendQuote(out, e.seals.seal(e.key, e.source, f.value, e.life(f.refresh, expires)))
+		out = strconv.AppendQuote(out, e.seals.seal(e.key, e.source, f.value, f.refresh, e.life(f.refresh, expires)))
 		done = f.to
 	}
 	return append(out, body[done:]...), nil
@@ -205,7 +211,7 @@ func (e *sealer) form(body []byte) []byte {
 		refresh, is := tokenKind(strings.TrimSpace(name))
 		value, err := url.QueryUnescape(v)
 		if is && err == nil && value != "" && inject.CheckOpaque(value) == nil {
-			pairs[i] = k + "=" + e.seals.seal(e.key, e.source, value, e.life(refresh, expires))
+			pairs[i] = k + "=" + e.seals.seal(e.key, e.source, value, refresh, e.life(refresh, expires))
 		}
 	}
 	return []byte(strings.Join(pairs, "&"))

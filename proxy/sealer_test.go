@@ -15,14 +15,14 @@ func TestSealsEndAndAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, who := newSeals(), sealKey{"acme", "one"}
 		pr := &inject.Projection{Source: "gh"}
-		short, long := s.seal(who, "gh", "value-short", time.Minute), s.seal(who, "gh", "value-long", 365*24*time.Hour)
+		short, long := s.seal(who, "gh", "value-short", false, time.Minute), s.seal(who, "gh", "value-long", false, 365*24*time.Hour)
 		count := func() int {
 			if v := s.view(who, pr); v != nil {
 				return len(v.tokens)
 			}
 			return 0
 		}
-		if count() != 2 || s.seal(who, "gh", "value-short", time.Minute) != short || short == long {
+		if count() != 2 || s.seal(who, "gh", "value-short", false, time.Minute) != short || short == long {
 			t.Errorf("%d tokens", count())
 		}
 		for at, want := range map[string]bool{"gh": false, "": true, "other": true} {
@@ -40,10 +40,10 @@ func TestSealsEndAndAreBounded(t *testing.T) {
 			t.Error("a token lives for ever")
 		}
 		for i := range 2 * sealedPerSet {
-			s.seal(who, "gh", strings.Repeat("v", i+10), time.Hour)
+			s.seal(who, "gh", strings.Repeat("v", i+10), false, time.Hour)
 		}
 		for i := range 2 * sealedSets {
-			s.seal(who, strings.Repeat("s", i+1), "value", time.Hour)
+			s.seal(who, strings.Repeat("s", i+1), "value", false, time.Hour)
 		}
 		if box, _ := s.boxes.Get(who); len(box.sets) != sealedSets || count() != 0 { // gh was not added to for longest
 			t.Errorf("%d sets, %d tokens", len(box.sets), count())

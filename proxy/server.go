@@ -100,6 +100,8 @@ type Server struct {
 	paces    *bandwidth
 	scrubs   *scrubbers
 	mints    *mints
+	ech      *echRecords
+	budget   *budget // bodies that are held whole
 	seals    *seals
 
 	janitor   *janitor
@@ -119,8 +121,9 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		log: o.Logger, audit: o.Audit, metrics: m, leaves: o.Leaves, guard: o.Guard,
-		limits: o.Limits.withDefaults(), sshHosts: o.SSHHosts, paces: newBandwidth(o.Limits.BandwidthPerSandbox), watches: newWatchlists(), scrubs: newScrubbers(), mints: newMints(), seals: newSeals(), memory: policydns.NewMemory(), backoff: newBackoff(), draining: make(chan struct{}),
+		limits: o.Limits.withDefaults(), sshHosts: o.SSHHosts, paces: newBandwidth(o.Limits.BandwidthPerSandbox), watches: newWatchlists(), scrubs: newScrubbers(), mints: newMints(), ech: newECHRecords(), seals: newSeals(), memory: policydns.NewMemory(), backoff: newBackoff(), draining: make(chan struct{}),
 	}
+	s.budget = newBudget(wholeBodies * s.limits.RewriteBodyBytes)
 	s.ids.init()
 	s.live = newRegistry(s.limits.Connections, s.limits.ConnectionsPerSandbox)
 	s.names = &names{guard: o.Guard, perSandbox: newQuota(maxLookups)}
