@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/egressd/egressd/policy"
@@ -34,6 +35,7 @@ func (s *Server) relay(ctx context.Context, t *tunnel, b *bound, f policy.Flow, 
 	defer func() { _ = metered.Close() }()
 	up = bare(up) // splice needs it
 	if len(prefix) > 0 {
+		_ = up.SetWriteDeadline(time.Now().Add(s.limits.StallTimeout)) // as pipe has its own
 		if _, err := up.Write(prefix); err != nil {
 			s.closeTunnel(t, prefix, f.Protocol, dialRefusal(err))
 			return
@@ -79,7 +81,7 @@ func (t *tunnel) stillPasses(r *Ruleset, f policy.Flow, by *policy.Proxy) bool {
 func pipe(a, b net.Conn, idle time.Duration) (ab, ba int64, err error) {
 	var wg sync.WaitGroup
 	var errAB error
-	act := &activity{start: time.Now()}
+	act := &activity{start: time.Now(), stuck: idle}
 	act.limit.Store(int64(idle))
 	wg.Go(func() {
 		ab, errAB = copyHalf(b, a, act)
@@ -96,8 +98,9 @@ const halfCloseTimeout = 60 * time.Second
 // while the other speaks.
 type activity struct {
 	start time.Time
-	moved atomic.Int64 // when a byte was last seen to have moved, ns after start
-	limit atomic.Int64 // ns
+	moved atomic.Int64  // when a byte was last seen to have moved, ns after start
+	limit atomic.Int64  // ns
+	stuck time.Duration // how long a side may take nothing of what is for it
 }
 
 // slice is how long a half copies before it looks at what the other has done.
@@ -109,10 +112,12 @@ func (a *activity) idle() bool { return int64(time.Since(a.start))-a.moved.Load(
 
 // copyHalf copies src to dst until src ends, then half-closes dst. Between *net.TCPConn
 // io.Copy is splice(2), of which nothing is known before it returns: the idle limit is
-// coarse, to within a quarter.
+// coarse, to within a quarter. A dst that takes nothing is not left to the other half, which
+// may have ended long before.
 func copyHalf(dst, src net.Conn, act *activity) (total int64, err error) {
 	for {
-		if err = src.SetReadDeadline(act.slice()); err != nil {
+		stuck := time.Now().Add(act.stuck)
+		if err = errors.Join(src.SetReadDeadline(act.slice()), dst.SetWriteDeadline(stuck)); err != nil {
 			break
 		}
 		var n int64
@@ -120,7 +125,8 @@ func copyHalf(dst, src net.Conn, act *activity) (total int64, err error) {
 		if total += n; n > 0 {
 			act.moved.Store(int64(time.Since(act.start)))
 		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) || act.idle() {
+		// Of a write that was given up nobody knows how much has left.
+		if !errors.Is(err, os.ErrDeadlineExceeded) || act.idle() || !time.Now().Before(stuck) {
 			break
 		}
 	}
@@ -141,7 +147,8 @@ func copyHalf(dst, src net.Conn, act *activity) (total int64, err error) {
 func onlyReader(c net.Conn) io.Reader { return c }
 
 func ignoreClosed(err error) error {
-	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) {
+	// ENOTCONN: there is no direction left to end; the peer has ended both.
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ENOTCONN) {
 		return nil
 	}
 	return err

@@ -72,4 +72,9 @@ func TestPipeIdle(t *testing.T) {
 	_ = origin.SetWriteDeadline(time.Now().Add(5 * time.Second))
 	_, _ = io.Copy(origin, bytes.NewReader(make([]byte, 64<<20))) // until the client's buffers are full, and on
 	ends(over)
+	client, origin, over := start()
+	_ = client.(*net.TCPConn).CloseWrite() // nobody is left in the other direction to see it
+	_ = origin.SetWriteDeadline(time.Now().Add(5 * time.Second))
+	_, _ = io.Copy(origin, bytes.NewReader(make([]byte, 64<<20)))
+	ends(over)
 }
