@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -14,18 +15,13 @@ import (
 // judged.
 func (s *Server) filterMCP(r *http.Request, x *record) *refusal {
 	rules := x.decision.MCP
+	if b, err := x.sess.bind(); err == nil && b.rules.Policy.Reports(b.sandbox) {
+		return s.reportMCP(r, x)
+	}
 	if x.plan.websocket {
 		return &refusal{status: http.StatusForbidden, code: codeProtocol, detail: "mcp: a WebSocket cannot be looked into", close: true}
 	}
-	allows := rules.Allows
-	if b, err := x.sess.bind(); err == nil && b.rules.Policy.Reports(b.sandbox) {
-		allows = func(tool string) (bool, string) {
-			ok, rule := rules.Allows(tool)
-			x.decision.Report = x.decision.Report || !ok
-			return true, rule
-		}
-	}
-	f := &mcp.Filter{Allows: allows, MaxRequest: int(s.limits.RewriteBodyBytes)}
+	f := &mcp.Filter{Allows: rules.Allows, MaxRequest: int(s.limits.RewriteBodyBytes)}
 	if r.Body != nil && r.Body != http.NoBody {
 		if !x.share.hold(min(bodySize(r, s.limits.RewriteBodyBytes), s.limits.RewriteBodyBytes)) {
 			return limited("bodies held whole")
@@ -44,6 +40,35 @@ func (s *Server) filterMCP(r *http.Request, x *record) *refusal {
 	}
 	seeThrough(r.Header)
 	x.plan.mcp = f
+	return nil
+}
+
+// reportMCP lets pass what filterMCP would refuse, without a credential, and says so in the record.
+func (s *Server) reportMCP(r *http.Request, x *record) *refusal {
+	limit := s.limits.RewriteBodyBytes
+	f := &mcp.Filter{Allows: x.decision.MCP.Allows, MaxRequest: int(limit)}
+	denied := x.plan.websocket
+	if !denied && r.Body != nil && r.Body != http.NoBody {
+		if !x.share.hold(min(bodySize(r, limit), limit)) {
+			return limited("bodies held whole")
+		}
+		seen, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+		switch {
+		case errors.Is(err, errLeak):
+			return x.leak.refusal()
+		case err != nil:
+			return &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: err.Error(), close: true}
+		}
+		_, d, _ := f.Request(r.Header, bytes.NewReader(seen)) // what is in memory can be read
+		denied, x.rule = !d.Pass, d.Rule
+		r.Body = &readCloser{io.MultiReader(bytes.NewReader(seen), r.Body), r.Body}
+	}
+	if denied {
+		p := &x.plan
+		x.decision.Report, x.source, x.cert = true, nil, nil
+		p.cred, p.credFrom, p.key.cred = nil, nil, 0
+		p.cert, p.certFrom, p.key.cert = nil, nil, 0
+	}
 	return nil
 }
 
