@@ -105,7 +105,7 @@ func rpc(t *testing.T, c *http.Client, target, body string, edit func(*http.Requ
 	return answer{resp.StatusCode, resp.Header, string(b), err}
 }
 
-func call(name string) string {
+func toolCall(name string) string {
 	return `{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"` + name + `","arguments":{"a":1}}}`
 }
 
@@ -114,8 +114,8 @@ func TestMCP(t *testing.T) {
 	g, origin := mcpRig(t, "enforce")
 	bothVersions(t, g.stack, func(t *testing.T, c *http.Client) {
 		for name, body := range map[string]string{
-			"allowed": call("read"), "allowed, escaped": call(`gr\u00f6\u00dfe`), "ping": `{"jsonrpc":"2.0","id":1,"method":"ping"}`,
-			"batch": `[` + call("read") + `,{"jsonrpc":"2.0","method":"notifications/initialized"}]`,
+			"allowed": toolCall("read"), "allowed, escaped": toolCall(`gr\u00f6\u00dfe`), "ping": `{"jsonrpc":"2.0","id":1,"method":"ping"}`,
+			"batch": `[` + toolCall("read") + `,{"jsonrpc":"2.0","method":"notifications/initialized"}]`,
 		} {
 			a := rpc(t, c, origin.URL("/mcp"), body, nil)
 			var got struct{ Result struct{ Body, Auth string } }
@@ -128,15 +128,15 @@ func TestMCP(t *testing.T) {
 			status     int
 			edit       func(*http.Request)
 		}{
-			"not allowed":        {call("write"), `"id":5,"error":{"code":-32602`, 200, nil},
-			"denied":             {call("rm"), `"id":5,"error":{"code":-32602`, 200, nil},
-			"in a batch":         {`[` + call("read") + `,` + call("write") + `]`, `-32602`, 200, nil},
+			"not allowed":        {toolCall("write"), `"id":5,"error":{"code":-32602`, 200, nil},
+			"denied":             {toolCall("rm"), `"id":5,"error":{"code":-32602`, 200, nil},
+			"in a batch":         {`[` + toolCall("read") + `,` + toolCall("write") + `]`, `-32602`, 200, nil},
 			"twice":              {`{"id":5,"method":"tools/call","params":{"name":"read","name":"write"}}`, `-32700`, 400, nil},
 			"folded case":        {`{"id":5,"method":"tools/call","params":{"name":"read","Name":"write"}}`, `-32600`, 400, nil},
 			"not JSON":           {`{"id":5,"method":"tools/call"`, `-32700`, 400, nil},
-			"to an older client": {call("write"), `-32602`, 403, func(r *http.Request) { r.Header.Del("Accept") }},
-			"coded":              {call("read"), `-32700`, 415, func(r *http.Request) { r.Header.Set("Content-Encoding", "gzip") }},
-			"UTF-16":             {call("read"), `-32700`, 415, func(r *http.Request) { r.Header.Set("Content-Type", "application/json; charset=utf-16") }},
+			"to an older client": {toolCall("write"), `-32602`, 403, func(r *http.Request) { r.Header.Del("Accept") }},
+			"coded":              {toolCall("read"), `-32700`, 415, func(r *http.Request) { r.Header.Set("Content-Encoding", "gzip") }},
+			"UTF-16":             {toolCall("read"), `-32700`, 415, func(r *http.Request) { r.Header.Set("Content-Type", "application/json; charset=utf-16") }},
 			"too large":          {`{"id":5,"method":"ping","params":"` + strings.Repeat("x", 1<<20) + `"}`, `-32600`, 413, nil},
 		} {
 			t.Run(name, func(t *testing.T) {
@@ -183,7 +183,7 @@ func TestMCPReported(t *testing.T) {
 	g, origin := mcpRig(t, "report")
 	bothVersions(t, g.stack, func(t *testing.T, c *http.Client) {
 		for body, auth := range map[string]string{
-			call("read"): "1", call("write"): "0", `{"id":5,"method":"tools/call","params":{"name":"read","name":"write"}}`: "0", "no JSON": "0",
+			toolCall("read"): "1", toolCall("write"): "0", `{"id":5,"method":"tools/call","params":{"name":"read","name":"write"}}`: "0", "no JSON": "0",
 			`{"id":5,"method":"ping","params":"` + strings.Repeat("x", 1<<20) + `"}`: "0",
 		} {
 			g.forget()

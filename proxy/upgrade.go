@@ -11,13 +11,17 @@ import (
 )
 
 // upgrade hands both connections over to each other after a 101: WebSocket frames
-// are carried as they are. The connection is cut when a new ruleset would deny the
-// request that opened it.
+// are carried as they are, but for a rule that has to see inside (frames). The connection
+// is cut when a new ruleset would deny the request that opened it.
 func (s *Server) upgrade(w http.ResponseWriter, resp *http.Response, x *record, keepClientAuth bool) {
 	far, ok := resp.Body.(io.ReadWriteCloser)
 	hj, canHijack := w.(http.Hijacker)
 	if !ok || !canHijack {
 		x.failed(w, &refusal{status: http.StatusBadGateway, code: codeUpstream, detail: "101 where none can be carried"})
+		return
+	}
+	if ref := x.plan.ws.answer(resp.Header); ref != nil {
+		x.failed(w, ref)
 		return
 	}
 	cleanResponse(resp.Header, x.source != nil || x.cert != nil, keepClientAuth)
@@ -56,7 +60,12 @@ func (s *Server) upgrade(w http.ResponseWriter, resp *http.Response, x *record, 
 	}
 	s.metrics.tunnels.Inc()
 	defer s.metrics.tunnels.Dec()
-	x.bytesIn, x.bytesOut, err = pipe(s.paces.pace(f.Sandbox.ID).slowed(t.ctx, near), &streamConn{ReadWriteCloser: far}, s.limits.IdleTimeout)
+	client, origin := s.paces.pace(f.Sandbox.ID).slowed(t.ctx, near), streamOf(far)
+	if x.plan.ws != nil {
+		x.bytesIn, x.bytesOut, err = x.plan.ws.carry(client, origin)
+	} else {
+		x.bytesIn, x.bytesOut, err = pipe(client, origin, s.limits.IdleTimeout)
+	}
 	if err != nil {
 		x.outcome, x.detail = outcomeAborted, err.Error()
 	}
@@ -93,6 +102,14 @@ func switching(h http.Header) []byte {
 		}
 	}
 	return append(b, "\r\n"...)
+}
+
+// streamOf gives an upgraded body the face of a connection, which HTTP/1.1's is.
+func streamOf(body io.ReadWriteCloser) net.Conn {
+	if c, ok := body.(net.Conn); ok {
+		return c
+	}
+	return &streamConn{ReadWriteCloser: body}
 }
 
 // streamConn gives an upgraded body the face of a connection for pipe.
