@@ -56,7 +56,7 @@ func (s *Server) intercept(ctx context.Context, t *tunnel, prefix []byte) {
 	switch alpn := tc.ConnectionState().NegotiatedProtocol; {
 	case alpn == "h2":
 		s.requests.serveH2(t, tc, rc)
-	case alpn != "http/1.1" && s.mayLogIn(t):
+	case alpn != "http/1.1": // it did not say what it speaks
 		s.inside(ctx, t, tc, alpn)
 	default:
 		t.conn = tc
