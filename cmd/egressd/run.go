@@ -165,6 +165,7 @@ type session struct {
 	store   *memory.Store
 	opener  store.Opener
 	ca      *certs.Authority
+	ssh     *certs.SSHAuthority
 	plane   *plane
 	in      runWay
 	trust   trustFiles
@@ -317,6 +318,9 @@ func (s *session) openPlane(ctx context.Context) (err error) {
 	if s.ca, err = certs.NewEphemeral(certs.Options{LeafTTL: s.cfg.Intercept.LeafTTL}); err != nil {
 		return fail(exitStore, "%w", err)
 	}
+	if s.ssh, err = certs.NewEphemeralSSH(); err != nil {
+		return fail(exitStore, "ssh host key: %w", err)
+	}
 	rec, closeAudit, err := openRunAudit(s.cfg)
 	if err != nil {
 		return err
@@ -334,7 +338,7 @@ func (s *session) openPlane(ctx context.Context) (err error) {
 	}
 	s.plane, err = newPlane(planeParts{
 		cfg: s.cfg, log: log, registry: prometheus.NewRegistry(), kinds: s.kinds, store: s.store, opener: s.opener,
-		leaves: s.ca, audit: rec, own: own, load: s.load,
+		leaves: s.ca, sshHosts: s.ssh, audit: rec, own: own, load: s.load,
 	})
 	if err != nil {
 		return err
@@ -345,7 +349,7 @@ func (s *session) openPlane(ctx context.Context) (err error) {
 }
 
 // trustFiles are what the child verifies egressd's certificates with.
-type trustFiles struct{ dir, bundle, truststore string }
+type trustFiles struct{ dir, bundle, truststore, knownHosts string }
 
 const truststorePassword = "changeit" // Java's own default; it protects nothing secret
 
@@ -374,8 +378,9 @@ func (s *session) makeTrust(context.Context) error {
 	if err != nil {
 		return usage("the Java trust store cannot be made: %w", err)
 	}
-	s.trust = trustFiles{dir: dir, bundle: filepath.Join(dir, "ca-bundle.pem"), truststore: filepath.Join(dir, "truststore.p12")}
-	for name, data := range map[string][]byte{s.trust.bundle: bundle, s.trust.truststore: store} {
+	s.trust = trustFiles{dir: dir, bundle: filepath.Join(dir, "ca-bundle.pem"), truststore: filepath.Join(dir, "truststore.p12"),
+		knownHosts: filepath.Join(dir, "known_hosts")}
+	for name, data := range map[string][]byte{s.trust.bundle: bundle, s.trust.truststore: store, s.trust.knownHosts: []byte(s.ssh.KnownHostsLine() + "\n")} {
 		if err := os.WriteFile(name, data, 0o600); err != nil {
 			return fail(exitStore, "%w", err)
 		}

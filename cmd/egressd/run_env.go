@@ -58,7 +58,10 @@ func caVariables() []string {
 }
 
 func (s *session) added() [][2]string {
-	out := [][2]string{{"JAVA_TOOL_OPTIONS", s.javaOptions()}}
+	out := [][2]string{{"JAVA_TOOL_OPTIONS", s.javaOptions()}, {"EGRESSD_SSH_KNOWN_HOSTS", s.trust.knownHosts}}
+	if s.app.env("GIT_SSH_COMMAND") == "" { // no variable tells ssh itself
+		out = append(out, [2]string{"GIT_SSH_COMMAND", "ssh -o GlobalKnownHostsFile=" + s.trust.knownHosts})
+	}
 	for _, name := range caVariables() {
 		out = append(out, [2]string{name, s.trust.bundle})
 	}

@@ -34,7 +34,11 @@ func (f specFields) kind() string {
 	_, pass := f["password"]
 	_, cert := f["certificatePem"]
 	_, key := f["privateKeyPem"]
+	_, id := f[static.AccessKeyID]
+	_, secretKey := f[static.SecretAccessKey]
 	switch {
+	case id && secretKey:
+		return static.AWSAccessKey
 	case cert:
 		return static.TLSClientCertificate
 	case key:
