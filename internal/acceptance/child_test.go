@@ -13,6 +13,8 @@ func child(mode string, args []string) int {
 	switch {
 	case mode == "fetch" && len(args) == 1:
 		return fetch(args[0])
+	case mode == "matrix" && len(args) == 1:
+		return matrixChild(args[0])
 	case mode == "spill":
 		return spill()
 	}
