@@ -10,7 +10,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/egressd/egressd/inject"
 	"github.com/egressd/egressd/internal/config"
+	"github.com/egressd/egressd/policy"
 )
 
 // commandLine is `egressd …` in an indented or commented block, or between backticks.
@@ -111,6 +113,36 @@ func TestDocumentedVariablesExist(t *testing.T) {
 				t.Errorf("%s: nothing reads %s", file, v)
 			}
 		}
+	}
+}
+
+// TestDocumentedPoliciesCompile compiles the YAML blocks that show a policy, or the network
+// block of one sandbox.
+func TestDocumentedPoliciesCompile(t *testing.T) {
+	fence := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$")
+	seen := 0
+	for name, text := range documents(t) {
+		for _, m := range fence.FindAllStringSubmatch(text, -1) {
+			block := strings.ReplaceAll(m[1], `"sha256:…"`, `"sha256:`+strings.Repeat("0", 64)+`"`)
+			switch {
+			case strings.HasPrefix(block, "egress:\n"):
+				block = "apiVersion: egressd/v1\nsandboxes:\n  - id: a\n    identify: {sourceCIDRs: [192.0.2.1/32]}\n    network:\n      " +
+					strings.ReplaceAll(strings.TrimSpace(block), "\n", "\n      ") + "\n"
+			case !strings.Contains(block, "\nsandboxes:"):
+				continue
+			}
+			seen++
+			set, _, err := policy.Compile([]policy.File{{Name: name, Data: []byte(block)}})
+			if err == nil {
+				_, err = inject.Compile(set, unresolved{}, func(string, string) (string, bool) { return "", false })
+			}
+			if err != nil {
+				t.Errorf("%v\n%s", err, block)
+			}
+		}
+	}
+	if seen < 7 {
+		t.Errorf("only %d policies found: does the expression still fit the documents?", seen)
 	}
 }
 
