@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/egressd/egressd/internal/audit"
 	"github.com/egressd/egressd/internal/secret"
+	"github.com/egressd/egressd/internal/testbed"
 	"github.com/egressd/egressd/proxy"
 )
 
@@ -119,5 +121,88 @@ func TestAttack_B01_B06_forbidden_addresses_by_every_way_in(t *testing.T) {
 		})
 	}
 	g.use(basePolicy)
+	g.safe(t)
+}
+
+// Where a transparent sandbox aims is a claim, and so is the name it says: the credential
+// goes to the name's own address, to a server that has proved to be it, or nowhere.
+func TestAttack_A04_A06_A07_lies_of_transparent_sandboxes(t *testing.T) {
+	g := attacked(t, options{})
+	impostor := testbed.NewOrigin(t, g.bed.CA, testbed.OriginOptions{IP: "127.0.0.2", Names: []string{"evil.test"}}) // at good's address, without its certificate
+	g.bad = append(g.bad, impostor)
+	request := func(host string, port uint16) string {
+		return fmt.Sprintf("GET /bearer HTTP/1.1\r\nHost: %s:%d\r\nConnection: close\r\n\r\n", host, port)
+	}
+	ask := func(t *testing.T, c net.Conn, host string, port uint16) answer {
+		t.Helper()
+		got, _ := g.talk(c, request(host, port), 5*time.Second)
+		all := answers(t, got)
+		if len(all) != 1 {
+			t.Fatalf("%q", got)
+		}
+		return all[0]
+	}
+	t.Run("A06 SNI of good, aimed at evil", func(t *testing.T) {
+		g.untouched(t, func() {
+			port := g.bed.Evil.Port() // nothing of good's listens there
+			if a := ask(t, g.tlsOver(t, g.aimedAt(t, "one", tokenOne, port), "good.test"), "good.test", port); a.status != http.StatusBadGateway {
+				t.Errorf("%+v", a)
+			}
+		})
+	})
+	t.Run("A06 the peer cannot prove its name", func(t *testing.T) {
+		port := impostor.Port()
+		if a := ask(t, g.tlsOver(t, g.aimedAt(t, "one", tokenOne, port), "good.test"), "good.test", port); a.status != http.StatusBadGateway || a.header.Get("X-Egressd-Error") != "upstream_tls_failed" {
+			t.Errorf("%+v", a)
+		}
+		if n := impostor.AppBytes(); n != 0 || len(impostor.Conns()) == 0 {
+			t.Errorf("%d application bytes in %d connections", n, len(impostor.Conns()))
+		}
+	})
+	t.Run("A06 the name's own address is dialled", func(t *testing.T) {
+		port := g.bed.Good.Port()
+		if a := ask(t, g.tlsOver(t, g.aimedAt(t, "one", tokenOne, port), "good.test"), "good.test", port); a.status != http.StatusOK {
+			t.Errorf("%+v", a)
+		}
+	})
+	t.Run("A04 SNI of good, Host of evil, and the mirror", func(t *testing.T) {
+		g.untouched(t, func() {
+			port := g.bed.Good.Port()
+			if a := ask(t, g.tlsOver(t, g.aimedAt(t, "one", tokenOne, port), "good.test"), "evil.test", port); a.status != http.StatusMisdirectedRequest {
+				t.Errorf("%+v", a)
+			}
+		})
+		mirror := strings.Replace(basePolicy, "          - {name: good-token,", "          - {name: look, credentialRef: gh, protocol: https, domains: [evil.test], httpMatch: {pathPrefixes: [/never]}}\n          - {name: good-token,", 1)
+		g.use(mirror) // evil.test is looked into, and gets nothing
+		g.untouched(t, func() {
+			port := g.bed.Good.Port()
+			if a := ask(t, g.tlsOver(t, g.aimedAt(t, "one", tokenOne, port), "evil.test"), "good.test", port); a.status != http.StatusMisdirectedRequest {
+				t.Errorf("%+v", a)
+			}
+		})
+		g.use(basePolicy)
+	})
+	t.Run("A07 Host of good in clear", func(t *testing.T) {
+		g.untouched(t, func() {
+			for _, port := range []uint16{g.bed.Plain.Port(), g.bed.Sink.Port()} {
+				if a := ask(t, g.aimedAt(t, "one", tokenOne, port), "good.test", port); a.status != http.StatusForbidden || a.header.Get("X-Egressd-Error") != "plaintext_credential_refused" {
+					t.Errorf("%+v", a)
+				}
+			}
+		})
+	})
+	t.Run("A07 a rule that allows cleartext goes to the name's own address", func(t *testing.T) {
+		g.use(strings.Replace(basePolicy, "protocol: https, domains: [good.test]}", "domains: [good.test], allowCleartext: true}", 1))
+		port := g.bed.Plain.Port()
+		g.bed.Plain.SetBearer(canary)
+		if a := ask(t, g.aimedAt(t, "one", tokenOne, port), "good.test", port); a.status != http.StatusOK {
+			t.Errorf("%+v", a)
+		}
+		sink := g.bed.Sink.Port()
+		if a := ask(t, g.aimedAt(t, "one", tokenOne, sink), "good.test", sink); a.status != http.StatusBadGateway {
+			t.Errorf("%+v", a)
+		}
+		g.use(basePolicy)
+	})
 	g.safe(t)
 }
