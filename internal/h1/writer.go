@@ -2,6 +2,7 @@ package h1
 
 import (
 	"bufio"
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/http"
@@ -308,9 +309,32 @@ func (w *response) send(p []byte) {
 		return
 	}
 	w.c.write.set(w.c.nc, w.c.srv.WriteStall)
-	if _, err := w.c.nc.Write(p); err != nil {
+	if writeWhole(w.c.nc, p) != nil {
 		w.failed = true
 	}
+}
+
+// Corker is a transport under TLS that holds what is written until Uncork, which sends it
+// in one write.
+type Corker interface {
+	Cork()
+	Uncork() error
+}
+
+// maxRecord is the most that a TLS record holds (RFC 8446 section 5.1). crypto/tls writes
+// each by itself: a chunk with 16 KiB of data would leave as two.
+const maxRecord = 16 << 10
+
+func writeWhole(nc net.Conn, p []byte) error {
+	if tc, ok := nc.(*tls.Conn); ok && len(p) > maxRecord && len(p) <= chunkBuffer {
+		if c, ok := tc.NetConn().(Corker); ok {
+			c.Cork()
+			_, err := tc.Write(p)
+			return errors.Join(err, c.Uncork())
+		}
+	}
+	_, err := nc.Write(p)
+	return err
 }
 
 // sendContinue answers Expect: 100-continue, unless the final head is out.
