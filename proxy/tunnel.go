@@ -1,12 +1,14 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 
+	"github.com/egressd/egressd/internal/h1"
 	"github.com/egressd/egressd/policy"
 )
 
@@ -79,6 +81,43 @@ type replayConn struct {
 	prefix []byte
 	closed chan struct{} // closed with the connection; nil where nobody waits
 	once   sync.Once
+	mu     sync.Mutex // keeps what is written in order
+	cork   *bytes.Buffer
+}
+
+var _ h1.Corker = (*replayConn)(nil)
+
+// corks hold what leaves in one write: a few TLS records.
+var corks = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// Cork implements h1.Corker.
+func (c *replayConn) Cork() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cork, _ = corks.Get().(*bytes.Buffer)
+}
+
+// Uncork implements h1.Corker.
+func (c *replayConn) Uncork() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var err error
+	if c.cork.Len() > 0 {
+		_, err = c.Conn.Write(c.cork.Bytes())
+	}
+	c.cork.Reset()
+	corks.Put(c.cork)
+	c.cork = nil
+	return err
+}
+
+func (c *replayConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cork != nil {
+		return c.cork.Write(p)
+	}
+	return c.Conn.Write(p)
 }
 
 // NetConn is the connection underneath, for half-closing and resetting it.
