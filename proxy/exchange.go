@@ -69,6 +69,7 @@ func (s *Server) exchange(w http.ResponseWriter, r *http.Request, t *tunnel, x *
 	held := share{of: s.budget, sandbox: b.sandbox.ID}
 	defer held.release()
 	x.share = &held
+	since := s.changes.now()
 	if ref := s.plan(r, t, x, b); ref != nil {
 		x.refuse(w, ref)
 		return
@@ -78,6 +79,10 @@ func (s *Server) exchange(w http.ResponseWriter, r *http.Request, t *tunnel, x *
 	defer t.flights.remove(x)
 	if s.rules.Load() != b.rules && !x.stays(s.rules.Load()) { // it changed between the decision and add
 		panic(http.ErrAbortHandler)
+	}
+	if since.ended(x.stamps(), x.revoked) {
+		x.failed(w, takenAway())
+		return
 	}
 	s.forward(w, r, x, &x.plan)
 }

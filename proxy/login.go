@@ -34,6 +34,7 @@ type login struct {
 	in       *inject.Injector // of the credential; nil: none
 	certFrom *inject.Injector // of the client certificate; nil: none
 	isOpen   atomic.Bool
+	since    *change            // from before anything was resolved
 	cert     *inject.Projection // offered to the origin's TLS
 	used     atomic.Pointer[inject.Projection]
 	x        *record
@@ -41,7 +42,7 @@ type login struct {
 
 // serveLogin hands t.conn to the package of its protocol. f may be inside TLS.
 func (s *Server) serveLogin(ctx context.Context, t *tunnel, b *bound, f *policy.Flow, dec policy.Decision, addrs []netip.Addr, alpn string) {
-	l := &login{s: s, t: t, b: b, f: *f, dec: dec, addrs: addrs, alpn: alpn}
+	l := &login{s: s, t: t, b: b, f: *f, dec: dec, addrs: addrs, alpn: alpn, since: s.changes.now()}
 	if dec.Credential != nil {
 		l.in = b.rules.Injectors.Injector(dec.Credential)
 	}
@@ -179,36 +180,43 @@ func (l *login) acceptTLS(ctx context.Context, client net.Conn) (net.Conn, error
 }
 
 func (l *login) credential(ctx context.Context) (*inject.Projection, error) {
+	since := l.s.changes.now()
 	pr, err := l.in.Resolve(ctx, l.t.dest.host, l.t.dest.port)
 	if err != nil {
 		return nil, unresolved(l.dec.Credential, err).asError()
 	}
 	l.used.Store(pr)
 	if l.isOpen.Load() { // it logs in once more, maybe with a newer version
-		l.describe()
+		l.describe(since)
 	}
 	return pr, nil
 }
 
-// describe tells what the connection has become.
-func (l *login) describe() {
+// describe tells what the connection has become, with material that was resolved after since.
+func (l *login) describe(since *change) {
 	a := about{dest: l.t.dest.String(), protocol: l.f.Protocol.String(), rule: l.dec.Rule,
 		stamps: stamps{team: l.f.Sandbox.Team, cred: stampOf(l.used.Load()), cert: stampOf(l.cert)}}
 	if l.dec.Credential != nil {
 		a.rule = l.dec.Credential.Name
 	}
 	l.s.live.describe(l.t.handle, a)
+	if since.ended(a.stamps, l.revoked) {
+		l.t.handle.cut()
+	}
+}
+
+func (l *login) revoked() bool {
+	return revoked(l.t.ctx, l.in, l.f.Host, l.f.Port) || revoked(l.t.ctx, l.certFrom, l.f.Host, l.f.Port)
 }
 
 // opened registers what may be cut from now on.
 func (l *login) opened(up net.Conn) {
 	h := l.t.handle
 	h.watch(l.stillAllowed, up)
-	h.watchCredential(func() bool {
-		return revoked(l.t.ctx, l.in, l.f.Host, l.f.Port) || revoked(l.t.ctx, l.certFrom, l.f.Host, l.f.Port)
-	})
+	h.watchCredential(l.revoked)
 	l.isOpen.Store(true)
-	l.describe()
+	l.describe(l.since)
+	l.since = nil
 }
 
 // stillAllowed asks a new ruleset about the connection.

@@ -213,10 +213,9 @@ func (x *record) held() [2]held {
 // CloseSource ends what is open with material of a source that is older than version:
 // requests under way, upgraded connections, logins. Idle upstream connections go as well.
 func (s *Server) CloseSource(team, name string, version uint64) {
+	s.changes.add(team, name, version)
 	s.upstream.closeIdleOf(team, name)
-	old := func(st stamps) bool {
-		return st.team == team && (st.cred.of(name, version) || st.cert.of(name, version))
-	}
+	old := func(st stamps) bool { return st.older(team, name, version) }
 	for _, e := range s.live.entries() {
 		s.live.mu.Lock()
 		cut := old(e.about.stamps)

@@ -103,6 +103,7 @@ type Server struct {
 	ech      *echRecords
 	budget   *budget // bodies that are held whole
 	seals    *seals
+	changes  *changes
 
 	janitor   *janitor
 	draining  chan struct{} // closed by Shutdown
@@ -121,7 +122,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		log: o.Logger, audit: o.Audit, metrics: m, leaves: o.Leaves, guard: o.Guard,
-		limits: o.Limits.withDefaults(), sshHosts: o.SSHHosts, paces: newBandwidth(o.Limits.BandwidthPerSandbox), watches: newWatchlists(), scrubs: newScrubbers(), mints: newMints(), ech: newECHRecords(), seals: newSeals(), memory: policydns.NewMemory(), backoff: newBackoff(), draining: make(chan struct{}),
+		limits: o.Limits.withDefaults(), sshHosts: o.SSHHosts, paces: newBandwidth(o.Limits.BandwidthPerSandbox), watches: newWatchlists(), scrubs: newScrubbers(), mints: newMints(), ech: newECHRecords(), seals: newSeals(), changes: newChanges(), memory: policydns.NewMemory(), backoff: newBackoff(), draining: make(chan struct{}),
 	}
 	s.budget = newBudget(wholeBodies * s.limits.RewriteBodyBytes)
 	s.ids.init()
@@ -173,6 +174,7 @@ func (s *Server) Use(r *Ruleset) {
 // this source, or of any when both names are empty. Requests in flight finish on theirs;
 // a WebSocket whose credential is disabled, deleted or not for its destination any more is cut.
 func (s *Server) SourceChanged(team, name string) {
+	s.changes.add(team, name, 0)
 	s.upstream.closeIdleOf(team, name)
 	s.janitor.sourcesChanged()
 }
