@@ -23,6 +23,9 @@ func TestThreatModelNamesTestsThatExist(t *testing.T) {
 	sources := map[string]string{}
 	for _, row := range rows {
 		tests := named.FindAllStringSubmatch(row[2], -1)
+		if len(tests) == 0 && row[1] < "G" && row[1] != "B33" { // what that one asks for is the sentence
+			t.Errorf("%s: no test", row[1])
+		}
 		if len(tests) == 0 && strings.TrimSpace(row[3]) == "" {
 			t.Errorf("%s: neither a test nor a reason", row[1])
 		}
