@@ -146,6 +146,59 @@ func TestDocumentedPoliciesCompile(t *testing.T) {
 	}
 }
 
+// TestEveryCodeIsExplained holds the tables of operations.md to the words that the code has:
+// those of X-Egressd-Error, the metrics, and the fields of an audit line.
+func TestEveryCodeIsExplained(t *testing.T) {
+	text := documents(t)["docs/operations.md"]
+	for _, in := range []struct {
+		glob, words string
+		least       int
+	}{
+		{"proxy/deny.go", `(?m)^\tcode[A-Z]\w* += "([a-z_]+)"`, 20},
+		{"proxy/wire/*.go", `(?m)^\tCode[A-Z]\w* += "([a-z_]+)"`, 8},
+		{"inject/*.go", `(?m)^\tCode[A-Z]\w* += "([a-z_]+)"`, 7},
+		{"inject/sigv4/*.go", `(?m)^\tCode[A-Z]\w* += "([a-z_]+)"`, 4},
+		{"proxy/*.go", `Name: "(egressd_\w+)"`, 11},
+		{"internal/audit/record.go", `append(?:Field|Number)\(b, "(\w+)"`, 15},
+	} {
+		names, err := filepath.Glob(filepath.Join("../..", in.glob))
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := 0
+		for _, name := range names {
+			b, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range regexp.MustCompile(in.words).FindAllStringSubmatch(string(b), -1) {
+				seen++
+				if !regexp.MustCompile("`" + m[1] + "[`{]").MatchString(text) {
+					t.Errorf("docs/operations.md does not explain %s of %s", m[1], in.glob)
+				}
+			}
+		}
+		if seen < in.least {
+			t.Errorf("%s: only %d words found: does the expression still fit the code?", in.glob, seen)
+		}
+	}
+}
+
+// TestDocumentsLinkToFiles follows the relative links.
+func TestDocumentsLinkToFiles(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
+	for name, text := range documents(t) {
+		if !strings.HasSuffix(name, ".md") {
+			continue
+		}
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			if _, err := os.Stat(filepath.Join("../..", filepath.Dir(name), m[1])); err != nil {
+				t.Errorf("%s: %s does not exist", name, m[1])
+			}
+		}
+	}
+}
+
 // TestReadmeShowsTheTree holds the tree at the head of the README to the folders that exist.
 func TestReadmeShowsTheTree(t *testing.T) {
 	text := documents(t)["README.md"]

@@ -23,7 +23,7 @@ type Record struct {
 	RequestID string
 	Sandbox   string
 	Team      string
-	// Way in: connect or absolute.
+	// Way in: connect, absolute, socks5, redirect or tproxy.
 	Way string
 	// Destination is host:port as it was decided on, Address what was dialled for it.
 	Destination string
