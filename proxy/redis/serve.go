@@ -9,17 +9,14 @@ import (
 	"net"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/egressd/egressd/inject"
 	"github.com/egressd/egressd/proxy/wire"
 )
 
 const (
-	lingerTime  = 500 * time.Millisecond
-	defaultTime = 10 * time.Second // of a login for which no limit was given
-	maxGreeting = 4 << 10          // of the line with which a server answers a login
-	maxBefore   = 16               // commands of a sandbox that has not logged in as it must
+	maxGreeting = 4 << 10 // of the line with which a server answers a login
+	maxBefore   = 16      // commands of a sandbox that has not logged in as it must
 )
 
 // Serve carries a sandbox's connection to a Redis server, logged in there with the
@@ -33,7 +30,7 @@ func Serve(ctx context.Context, s *wire.Session) error {
 	}
 	cmds := &commands{src: s.Client}
 	if s.Require != nil {
-		end := phase(ctx, s.Client, s.HandshakeTimeout)
+		end := wire.Phase(ctx, s.Client, s.HandshakeTimeout)
 		if err := end(admit(s, cmds)); err != nil {
 			if !errors.Is(err, os.ErrDeadlineExceeded) {
 				refuse(s.Client, err)
@@ -61,12 +58,19 @@ func Serve(ctx context.Context, s *wire.Session) error {
 // admit answers a sandbox in the server's place until its login is what is required. The
 // command that it logs in with stays in cmds, for the server to answer.
 func admit(s *wire.Session, cmds *commands) error {
+	refused := &wire.Refusal{Code: wire.CodeAuthRequired, Detail: "the sandbox did not log in as it must"}
+	tried := false
 	for range maxBefore {
 		args, n, err := cmds.peek()
+		if err != nil && tried { // that is what a client does then
+			refused.Err = err
+			return refused
+		}
 		if err != nil {
 			return err
 		}
 		ok, answer := check(s.Require, args)
+		tried = tried || strings.HasPrefix(answer, wrongLogin)
 		if ok {
 			return nil
 		}
@@ -78,23 +82,24 @@ func admit(s *wire.Session, cmds *commands) error {
 			break
 		}
 	}
-	return &wire.Refusal{Code: wire.CodeAuthRequired, Detail: "the sandbox did not log in as it must"}
+	return refused
 }
+
+const wrongLogin = "-WRONGPASS egressd: " + wire.CodeAuthRequired
 
 // check says whether a command is the login that is required, or else how to answer.
 func check(require func(username, password string) bool, args []string) (ok bool, answer string) {
-	const wrong = "-WRONGPASS egressd: " + wire.CodeAuthRequired
 	switch args[0] {
 	case "AUTH":
 		u, p, ok := authArgs(args)
 		if !ok {
 			return false, "-ERR wrong number of arguments for 'auth' command"
 		}
-		return require(u, p), wrong
+		return require(u, p), wrongLogin
 	case "HELLO":
 		h := parseHello(args)
 		if h.auth && !h.unlisted {
-			return require(h.u, h.p), wrong
+			return require(h.u, h.p), wrongLogin
 		}
 	case "QUIT":
 		return false, "+OK"
@@ -124,7 +129,7 @@ func dial(ctx context.Context, s *wire.Session) (net.Conn, error) {
 	}
 	l, err := credential(ctx, s)
 	if err == nil {
-		end := phase(ctx, up, s.HandshakeTimeout)
+		end := wire.Phase(ctx, up, s.HandshakeTimeout)
 		err = end(logIn(up, l))
 	}
 	if err != nil {
@@ -170,27 +175,5 @@ func refuse(c net.Conn, err error) {
 	if errors.As(err, &r) {
 		code = r.Code
 	}
-	_ = c.SetDeadline(time.Now().Add(lingerTime))
-	if _, err := io.WriteString(c, "-ERR egressd: "+code+"\r\n"); err != nil {
-		return
-	}
-	if hc, ok := c.(interface{ CloseWrite() error }); ok && hc.CloseWrite() == nil {
-		_, _ = io.CopyN(io.Discard, c, 64<<10)
-	}
-}
-
-// phase gives c until the end of d, or of ctx, for what is done on it. end takes the
-// bound away and says with err what ended the phase first.
-func phase(ctx context.Context, c net.Conn, d time.Duration) (end func(err error) error) {
-	if d <= 0 {
-		d = defaultTime
-	}
-	_ = c.SetDeadline(time.Now().Add(d))
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	return func(err error) error {
-		if !stop() && ctx.Err() != nil {
-			return errors.Join(context.Cause(ctx), err)
-		}
-		return errors.Join(err, c.SetDeadline(time.Time{}))
-	}
+	wire.Last(c, []byte("-ERR egressd: "+code+"\r\n"))
 }
