@@ -3,17 +3,10 @@ package mqtt
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
-	"time"
 
 	"github.com/egressd/egressd/inject"
 	"github.com/egressd/egressd/proxy/wire"
-)
-
-const (
-	lingerTime  = 500 * time.Millisecond
-	defaultTime = 10 * time.Second // of a handshake for which no limit was given
 )
 
 // Serve carries a sandbox's connection to an MQTT broker, logged in there with the credential.
@@ -21,14 +14,14 @@ const (
 // and 5 each in their own numbers. A packet that a client must not send, a second CONNECT
 // or AUTH, ends the connection. Serve closes what it dialled.
 func Serve(ctx context.Context, s *wire.Session) error {
-	end := phase(ctx, s.Client, s.HandshakeTimeout)
+	end := wire.Phase(ctx, s.Client, s.HandshakeTimeout)
 	c, err := greet(s)
 	if err = end(err); err == nil && !s.InTLS && !s.Cleartext {
 		err = wire.ErrCleartext
 	}
 	if err != nil {
 		if r := (*wire.Refusal)(nil); errors.As(err, &r) {
-			say(s.Client, connack(c.level, answerTo(err)))
+			wire.Last(s.Client, connack(c.level, answerTo(err)))
 		}
 		return err
 	}
@@ -37,11 +30,11 @@ func Serve(ctx context.Context, s *wire.Session) error {
 		if ack == nil {
 			ack = connack(c.level, answerTo(err))
 		}
-		say(s.Client, ack)
+		wire.Last(s.Client, ack)
 		return err
 	}
 	defer func() { _ = up.Close() }()
-	end = phase(ctx, s.Client, s.HandshakeTimeout)
+	end = wire.Phase(ctx, s.Client, s.HandshakeTimeout)
 	_, err = s.Client.Write(ack)
 	if err = end(err); err != nil {
 		return err
@@ -91,7 +84,7 @@ func dial(ctx context.Context, s *wire.Session, c *connect) (net.Conn, []byte, e
 	var ack []byte
 	l, err := credential(ctx, s)
 	if err == nil {
-		end := phase(ctx, up, s.HandshakeTimeout)
+		end := wire.Phase(ctx, up, s.HandshakeTimeout)
 		ack, err = logIn(up, c, l)
 		err = end(err)
 	}
@@ -137,32 +130,4 @@ func hideBad(err error) error {
 		return errors.New(r.Detail)
 	}
 	return err
-}
-
-// say is the last packet to a client. It waits for the client to go, so that bytes that it
-// has sent ahead do not turn the packet into a reset.
-func say(c net.Conn, b []byte) {
-	_ = c.SetDeadline(time.Now().Add(lingerTime))
-	if _, err := c.Write(b); err != nil {
-		return
-	}
-	if hc, ok := c.(interface{ CloseWrite() error }); ok && hc.CloseWrite() == nil {
-		_, _ = io.CopyN(io.Discard, c, maxConnect)
-	}
-}
-
-// phase gives c until the end of d, or of ctx, for what is done on it. end takes the
-// bound away and says with err what ended the phase first.
-func phase(ctx context.Context, c net.Conn, d time.Duration) (end func(err error) error) {
-	if d <= 0 {
-		d = defaultTime
-	}
-	_ = c.SetDeadline(time.Now().Add(d))
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	return func(err error) error {
-		if !stop() && ctx.Err() != nil {
-			return errors.Join(context.Cause(ctx), err)
-		}
-		return errors.Join(err, c.SetDeadline(time.Time{}))
-	}
 }

@@ -43,10 +43,10 @@ var ErrAuth = errors.New("the client is not who it must be")
 // The login comes before the deadline of timeout (0: 10 s). Bytes that the client sends
 // behind its request are not read.
 func Accept(ctx context.Context, c net.Conn, timeout time.Duration, auth func(username, password string, given bool) error) (Request, ReplyFunc, error) {
-	end := phase(ctx, c, timeout)
+	end := wire.Phase(ctx, c, timeout)
 	req, answer, err := accept(c, auth)
 	if err != nil && len(answer) > 0 && !isTimeout(err) {
-		refuse(c, answer...)
+		wire.Last(c, answer)
 	}
 	if err = end(err); err != nil {
 		return Request{}, nil, err
@@ -170,7 +170,7 @@ const replyTimeout = 10 * time.Second
 
 func reply(c net.Conn, code Reply) error {
 	if code != Succeeded {
-		refuse(c, replyBytes(code)...)
+		wire.Last(c, replyBytes(code))
 		return nil
 	}
 	if err := c.SetWriteDeadline(time.Now().Add(replyTimeout)); err != nil {

@@ -7,12 +7,9 @@
 package socks
 
 import (
-	"context"
 	"errors"
 	"io"
-	"net"
 	"os"
-	"time"
 
 	"github.com/egressd/egressd/proxy/wire"
 )
@@ -50,11 +47,6 @@ const (
 	AddressNotSupported Reply = 8
 )
 
-const (
-	lingerTime  = 500 * time.Millisecond
-	defaultTime = 10 * time.Second // of a handshake for which no limit was given
-)
-
 // String is a word for the operator's log.
 func (r Reply) String() string {
 	if r > AddressNotSupported {
@@ -62,34 +54,6 @@ func (r Reply) String() string {
 	}
 	return [...]string{"succeeded", "general failure", "not allowed", "network unreachable", "host unreachable",
 		"connection refused", "TTL expired", "command not supported", "address type not supported"}[r]
-}
-
-// phase gives c until the end of d, or of ctx, for what is done on it. end takes the
-// bound away and says with err what ended the phase first.
-func phase(ctx context.Context, c net.Conn, d time.Duration) (end func(err error) error) {
-	if d <= 0 {
-		d = defaultTime
-	}
-	_ = c.SetDeadline(time.Now().Add(d))
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	return func(err error) error {
-		if !stop() && ctx.Err() != nil {
-			return errors.Join(context.Cause(ctx), err)
-		}
-		return errors.Join(err, c.SetDeadline(time.Time{}))
-	}
-}
-
-// refuse answers, and waits for the client to go, so that bytes it has sent ahead do not
-// turn the answer into a reset.
-func refuse(c net.Conn, answer ...byte) {
-	_ = c.SetDeadline(time.Now().Add(lingerTime))
-	if _, err := c.Write(answer); err != nil {
-		return
-	}
-	if hc, ok := c.(interface{ CloseWrite() error }); ok && hc.CloseWrite() == nil {
-		_, _ = io.CopyN(io.Discard, c, 64<<10)
-	}
 }
 
 // readString reads a length and as many bytes.

@@ -18,25 +18,25 @@ import (
 // The order is greeting, login upstream, answer: a sandbox that is let in has a way through.
 // It closes what it dialled; the error is nil or says which side failed.
 func Serve(ctx context.Context, s *wire.Session) error {
-	end := phase(ctx, s.Client, s.HandshakeTimeout)
+	end := wire.Phase(ctx, s.Client, s.HandshakeTimeout)
 	yes, no, err := greet(s)
 	if err = end(err); err != nil {
 		if len(no) > 0 {
-			refuse(s.Client, no...)
+			wire.Last(s.Client, no)
 		}
 		return err
 	}
 	if !s.InTLS && !s.Cleartext {
-		refuse(s.Client, no...)
+		wire.Last(s.Client, no)
 		return wire.ErrCleartext
 	}
 	up, err := dial(ctx, s)
 	if err != nil {
-		refuse(s.Client, no...)
+		wire.Last(s.Client, no)
 		return err
 	}
 	defer func() { _ = up.Close() }()
-	end = phase(ctx, s.Client, s.HandshakeTimeout)
+	end = wire.Phase(ctx, s.Client, s.HandshakeTimeout)
 	_, err = s.Client.Write(yes)
 	if err = end(err); err != nil {
 		return fmt.Errorf("answer to the sandbox's greeting: %w", err)
@@ -90,7 +90,7 @@ func dial(ctx context.Context, s *wire.Session) (net.Conn, error) {
 		}
 	}
 	if err == nil {
-		end := phase(ctx, up, s.HandshakeTimeout)
+		end := wire.Phase(ctx, up, s.HandshakeTimeout)
 		err = end(Login(up, login.Username, login.Password.Reveal()))
 	}
 	if err != nil {
