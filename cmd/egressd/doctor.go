@@ -339,6 +339,9 @@ func (d *doctor) trust(context.Context) finding {
 	if _, err := certs.SystemPool(d.cfg.Upstream.ExtraCAFiles); err != nil {
 		return broken("%v", err)
 	}
+	if _, err := certs.LoadCRLs(d.cfg.Upstream.CRLFiles); err != nil {
+		return broken("upstream.crlFiles: %v", err)
+	}
 	return fine("the system's roots and %s", count(len(d.cfg.Upstream.ExtraCAFiles), "extra file", "extra files"))
 }
 

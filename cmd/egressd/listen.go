@@ -126,7 +126,11 @@ func listenError(key, flag, addr string, err error) error {
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return fail(exitNetwork, "%s %s is no address of this machine: set %s", key, addr, flag)
 	}
-	return fail(exitNetwork, "%s %s cannot be listened on: %w", key, addr, err)
+	hint := ""
+	if key == "listen.tproxy" {
+		hint = ": run it as root or with AmbientCapabilities=CAP_NET_ADMIN, or take listen.redirect, which needs nothing"
+	}
+	return fail(exitNetwork, "%s %s cannot be listened on: %w%s", key, addr, err, hint)
 }
 
 // listenSocket makes the API's socket, mode 0600 from its first moment on. The caller

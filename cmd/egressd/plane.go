@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"net/netip"
 	"time"
 
@@ -57,6 +59,10 @@ func newPlane(p planeParts) (*plane, error) {
 	}
 	revoked, err := certs.LoadCRLs(p.cfg.Upstream.CRLFiles)
 	if err != nil {
+		var missing *fs.PathError
+		if errors.As(err, &missing) {
+			err = fileError(missing.Path, missing)
+		}
 		return nil, usage("upstream.crlFiles: %w", err)
 	}
 	guard, err := netguard.New(netguard.Options{

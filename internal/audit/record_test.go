@@ -127,7 +127,7 @@ func FuzzRecord(f *testing.F) {
 		if len(sandbox) > 0 && len(sandbox) <= maxString && utf8.ValidString(sandbox) && m["sandbox"] != sandbox {
 			t.Fatalf("%q reads back as %q", sandbox, m["sandbox"])
 		}
-		if len(m) > 26 || m["team"] != "acme" {
+		if len(m) > 27 || m["team"] != "acme" {
 			t.Fatalf("members were added: %v", m)
 		}
 	})
