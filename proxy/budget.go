@@ -1,6 +1,9 @@
 package proxy
 
-import "sync"
+import (
+	"net/http"
+	"sync"
+)
 
 // wholeBodies is how many bodies of the largest size one sandbox may have in memory at a
 // time, because they are rewritten or judged as one: an h2 client could otherwise begin a
@@ -55,4 +58,9 @@ func (h *share) release() {
 		h.of.give(h.sandbox, h.n)
 		h.n = 0
 	}
+}
+
+// tooMuchHeld ends one request: what is held is of others on the same connection.
+func tooMuchHeld() *refusal {
+	return &refusal{status: http.StatusTooManyRequests, code: codeLimit, detail: "bodies held whole"}
 }

@@ -24,7 +24,7 @@ func (s *Server) filterMCP(r *http.Request, x *record) *refusal {
 	f := &mcp.Filter{Allows: rules.Allows, MaxRequest: int(s.limits.RewriteBodyBytes)}
 	if r.Body != nil && r.Body != http.NoBody {
 		if !x.share.hold(min(bodySize(r, s.limits.RewriteBodyBytes), s.limits.RewriteBodyBytes)) {
-			return limited("bodies held whole")
+			return tooMuchHeld()
 		}
 		body, d, err := f.Request(r.Header, r.Body)
 		switch {

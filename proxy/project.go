@@ -143,7 +143,7 @@ func (s *Server) wholeBody(r *http.Request, x *record) ([]byte, *refusal) {
 		return nil, &refusal{status: http.StatusRequestEntityTooLarge, code: codeTooLarge, close: true}
 	}
 	if !x.share.hold(bodySize(r, limit)) {
-		return nil, limited("bodies held whole")
+		return nil, tooMuchHeld()
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
 	switch {
