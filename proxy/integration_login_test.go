@@ -267,7 +267,7 @@ func TestMQTTThroughTheProxy(t *testing.T) {
 				}
 			}
 			_ = c.Close()
-			a := g.records.wait(t, func(a audit.Record) bool { return a.Protocol == "mqtt" && a.Outcome == "allowed" })
+			a := g.records.wait(t, func(a audit.Record) bool { return strings.HasPrefix(a.Destination, tc.host) && a.Outcome == "allowed" })
 			if a.CredentialRule != tc.rule || (a.Source == "login") != (tc.rule != "") || (a.ClientCertSource == "cert") != tc.cert || a.BytesIn == 0 || a.BytesOut == 0 {
 				t.Errorf("%+v", a)
 			}
