@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"log"
@@ -59,14 +58,11 @@ func newRequestServers(s *Server) *requestServers {
 			MaxConcurrentStreams: 100, MaxReadFrameSize: 16 << 10,
 			MaxReceiveBufferPerStream: 256 << 10, MaxReceiveBufferPerConnection: 1 << 20,
 			SendPingTimeout: s.limits.IdleTimeout / 2, PingTimeout: 15 * time.Second, WriteByteTimeout: s.limits.StallTimeout,
-			MaxDecoderHeaderTableSize: 4 << 10,
+			MaxDecoderHeaderTableSize: h2Table,
 		},
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			if tc, ok := c.(*tls.Conn); ok {
-				c = tc.NetConn()
-			}
-			if rc, ok := c.(*replayConn); ok {
-				return context.WithValue(ctx, tunnelKey{}, rc.t)
+			if g, ok := c.(*h2Guard); ok {
+				return context.WithValue(ctx, tunnelKey{}, g.t)
 			}
 			return ctx
 		},
@@ -90,7 +86,7 @@ func (rs *requestServers) serveTunnel(t *tunnel) {
 // its end.
 func (rs *requestServers) serveH2(t *tunnel, c net.Conn, rc *replayConn) {
 	rc.closed = make(chan struct{})
-	if !rs.conns.hand(c) {
+	if !rs.conns.hand(rs.s.newH2Guard(t, c)) {
 		return
 	}
 	select {
