@@ -23,7 +23,7 @@ func Serve(ctx context.Context, s *wire.Session, o Options) (err error) {
 	}
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("ssh: panic: %v", r)
+			err = fmt.Errorf("ssh: panic: %T", r) // the value may hold what was sent
 		}
 	}()
 	limit := maxLogin

@@ -49,7 +49,7 @@ func startLogin(ctx context.Context, s *wire.Session, o Options) *login {
 		defer l.setWho(nil) // when it ended before
 		defer func() {
 			if r := recover(); r != nil {
-				l.err = fmt.Errorf("ssh: panic in the login: %v", r)
+				l.err = fmt.Errorf("ssh: panic in the login: %T", r) // the value may hold what was sent
 			}
 		}()
 		l.err = l.run(ctx)
