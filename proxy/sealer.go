@@ -115,10 +115,10 @@ var errTokenForm = errors.New("tokens in an answer that is no JSON")
 // byte stays.
 func (e *sealer) json(body []byte) ([]byte, error) {
 	found, expires, err := tokensIn(body)
-	switch {
-	case err != nil && speaksOfTokens(body):
+	if err != nil && speaksOfTokens(body) {
 		return nil, errTokenForm
-	case err != nil, len(found) == 0:
+	}
+	if len(found) == 0 { // as when it is no JSON
 		return body, nil
 	}
 	out := make([]byte, 0, len(body))

@@ -1,7 +1,6 @@
 package certs
 
 import (
-	"crypto"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -123,8 +122,7 @@ func TestAttack_D08_stapled_responses(t *testing.T) {
 	must := demands(0x30, 3, 2, 1, statusRequest)
 	staple := func(status int, of *x509.Certificate, by *testbed.CA, from, until time.Duration) []byte {
 		r := ocsp.Response{Status: status, SerialNumber: of.SerialNumber, ThisUpdate: time.Now().Add(from), NextUpdate: time.Now().Add(until), RevokedAt: time.Now().Add(-time.Hour)}
-		key, _ := by.Key.(crypto.Signer)
-		der, err := ocsp.CreateResponse(by.Cert, by.Cert, r, key)
+		der, err := ocsp.CreateResponse(by.Cert, by.Cert, r, by.Key)
 		if err != nil {
 			t.Fatal(err)
 		}
