@@ -249,7 +249,7 @@ func driveLeaf(r *rig, name string, a sample, l string) {
 	r.do("POST", at+"/rotate", map[string]any{"spec": a.spec(), "drain": l})
 	r.do("POST", at+"/rotate", map[string]any{"spec": l})
 	r.do("POST", base+"/tokens", map[string]any{"name": l, "role": l, "team": l})
-	r.do("POST", base+"/policies/explain", map[string]any{"sandbox": l, "url": l, "headers": map[string]string{"Authorization": l}, "method": l})
+	r.do("POST", base+"/policies/explain", map[string]any{"sandbox": l, "url": l, "headers": map[string]string{"Authorization": l}, "method": l, "exec": l, "subsystem": l, "protocol": l})
 	escaped := url.PathEscape(l)
 	r.do("GET", at0+"/"+escaped, nil)
 	r.do("GET", "/"+escaped, nil)

@@ -251,6 +251,7 @@ func TestOpenAPIMatchesLiveAnswers(t *testing.T) {
 		{"POST", at0 + "/{name}/rotate", at0 + "/gh/rotate", spec, 0}, {"DELETE", at0 + "/{name}", at0 + "/gh", nil, 0},
 		{"GET", base + "/policies", "", nil, 0}, {"POST", base + "/policies/check", "", map[string]any{"files": []any{map[string]string{"name": "a.yaml", "content": "broken"}}}, 0},
 		{"POST", base + "/policies/explain", "", map[string]any{"sandbox": "agent-7", "url": "https://x", "headers": map[string]string{"A": "b"}}, 0},
+		{"POST", base + "/policies/explain", "", map[string]any{"sandbox": "agent-7", "url": "https://x", "exec": "ls", "subsystem": "sftp", "shell": true, "forwarding": true}, 0},
 		{"POST", base + "/policies/reload", "", nil, 0}, {"GET", base + "/connections", "", nil, 0},
 		{"DELETE", base + "/connections/{name}", base + "/connections/7", nil, 0}, {"GET", base + "/tokens", "", nil, 0},
 		{"POST", base + "/tokens", "", map[string]any{"name": "ci", "role": "read", "expiresAt": "2127-01-01T00:00:00Z"}, 0}, {"POST", base + "/tokens", "", map[string]any{"name": "ci", "role": "read"}, 409},
