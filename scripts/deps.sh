@@ -90,3 +90,11 @@ fi
 mkdir -p .tools/bin
 ln -sfn "../node/node_modules/$node_pkg/bin/node" .tools/bin/node
 .tools/bin/node --version >/dev/null
+
+# Apart from node, which an npm install without saving beside it would remove.
+ws_version=8.23.0
+if ! grep -q "\"version\": \"$ws_version\"" .tools/ws/node_modules/ws/package.json 2>/dev/null; then
+	echo "deps: installing ws $ws_version into .tools"
+	mkdir -p .tools/ws
+	npm install --prefix .tools/ws --no-save --no-audit --no-fund --loglevel=error "ws@$ws_version" >/dev/null
+fi

@@ -96,7 +96,8 @@ func checkCommand(root *cobra.Command, args []string) string {
 
 // TestDocumentedVariablesExist does the same for environment variables of the configuration.
 func TestDocumentedVariablesExist(t *testing.T) {
-	known := map[string]bool{"EGRESSD_CONFIG": true, "EGRESSD_ADDR": true, "EGRESSD_TOKEN": true, "EGRESSD_TEAM": true, "EGRESSD_TORTURE": true}
+	known := map[string]bool{"EGRESSD_CONFIG": true, "EGRESSD_ADDR": true, "EGRESSD_TOKEN": true, "EGRESSD_TEAM": true, "EGRESSD_TORTURE": true,
+		"EGRESSD_UPDATE_DOCS": true, "EGRESSD_SSH_KNOWN_HOSTS": true}
 	for _, k := range config.Keys() {
 		known[k.Env()] = true
 	}

@@ -36,7 +36,7 @@ sandboxes:
     network:
       egress:
         trafficRules:
-          - {name: no-login, action: deny, domains: DENIED, appProtocols: [ssh, redis, mqtt, postgres]}
+          - {name: no-login, action: deny, domains: DENIED, appProtocols: [ssh, redis, mqtt, postgres, socks5]}
           - {name: known-only, action: allow, domains: DENIED}
           - {name: all, action: allow, domains: FREE, ports: [{port: 1, endPort: 65535}]}
           - {name: headers, action: allow, domains: HEADERS}

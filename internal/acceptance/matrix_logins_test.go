@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/knownhosts"
+	"golang.org/x/net/proxy"
 )
 
 // reach is dial, with TLS where the protocol's name ends in s.
@@ -121,7 +122,7 @@ func (p *matrixPlan) redis(ctx context.Context, c matrixCell) string {
 	return who
 }
 
-// mqtt subscribes to all, publishes as everybody, and says whose message came back: the
+// mqtt subscribes, publishes in the place of everybody, and says whose message came back: the
 // broker lets a user do so in a place of its own only.
 func (p *matrixPlan) mqtt(ctx context.Context, c matrixCell) string {
 	conn, err := p.reach(ctx, c, c.Protocol == "mqtts")
@@ -137,7 +138,7 @@ func (p *matrixPlan) mqtt(ctx context.Context, c matrixCell) string {
 	connect := append(mqttText("MQTT"), 4, 0xc2, 0, 60)
 	connect = append(append(append(connect, mqttText(id)...), mqttText(user)...), mqttText(password)...)
 	packets := mqttPacket(0x10, connect)
-	packets = append(packets, mqttPacket(0x82, append(append([]byte{0, 1}, mqttText("u/#")...), 0))...)
+	packets = append(packets, mqttPacket(0x82, append(append([]byte{0, 1}, mqttText("u/+/"+id)...), 0))...)
 	for _, who := range []string{"real", "certified", p.Own.User} {
 		packets = append(packets, mqttPacket(0x30, append(mqttText("u/"+who+"/"+id), "hello from "+who...))...)
 	}
@@ -207,6 +208,38 @@ func (p *matrixPlan) postgres(ctx context.Context, c matrixCell) string {
 	return fmt.Sprintf("%s, tls %v", who, encrypted)
 }
 
+// innerSOCKS goes through a SOCKS5 server in the world to the world's echo.
+func (p *matrixPlan) innerSOCKS(ctx context.Context, c matrixCell) string {
+	var login *proxy.Auth
+	if c.Kind == toFree {
+		login = &proxy.Auth{User: p.Own.User, Password: p.Own.Password}
+	}
+	d, err := proxy.SOCKS5("tcp", "", login, matrixDialer{p, c})
+	if err != nil {
+		return brief(err)
+	}
+	conn, err := d.(proxy.ContextDialer).DialContext(ctx, "tcp", net.JoinHostPort(matrixAddr(toFree, p.Family), strconv.Itoa(int(p.Echo))))
+	if err != nil {
+		return brief(err)
+	}
+	defer func() { _ = conn.Close() }()
+	return echoed(conn)
+}
+
+// matrixDialer is the way to a cell's destination, whatever address is asked for.
+type matrixDialer struct {
+	p *matrixPlan
+	c matrixCell
+}
+
+func (d matrixDialer) Dial(_, _ string) (net.Conn, error) {
+	return nil, errors.New("without a context")
+}
+
+func (d matrixDialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
+	return d.p.dial(ctx, d.c)
+}
+
 // raw sends bytes of no protocol and takes them back.
 func (p *matrixPlan) raw(ctx context.Context, c matrixCell) string {
 	conn, err := p.dial(ctx, c)
@@ -214,6 +247,10 @@ func (p *matrixPlan) raw(ctx context.Context, c matrixCell) string {
 		return brief(err)
 	}
 	defer func() { _ = conn.Close() }()
+	return echoed(conn)
+}
+
+func echoed(conn net.Conn) string {
 	const text = "\xff\xfe no protocol at all \x00\x01\n"
 	if _, err := io.WriteString(conn, text); err != nil {
 		return brief(err)

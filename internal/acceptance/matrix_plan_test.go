@@ -90,6 +90,7 @@ type matrixPlan struct {
 	Tools       []matrixCell
 	Dir         string // to write to
 	Node, WS    string // node, and where the package ws is
+	Echo        uint16 // port of the world's echo
 	Git         string // path of a repository on the SSH server
 }
 
@@ -126,22 +127,25 @@ func matrixChild(file string) int {
 	var wg sync.WaitGroup
 	results := map[string]string{}
 	slots := make(chan struct{}, 6)
-	for _, c := range p.Cells {
-		wg.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-			defer cancel()
-			got := withoutID(p.try(ctx, c))
-			mu.Lock()
-			defer mu.Unlock()
-			results[c.String()] = got
-		})
+	each := func(cells []matrixCell, run func(matrixCell) string) {
+		for _, c := range cells {
+			wg.Go(func() {
+				slots <- struct{}{}
+				defer func() { <-slots }()
+				got := withoutID(run(c))
+				mu.Lock()
+				defer mu.Unlock()
+				results[c.String()] = got
+			})
+		}
 	}
+	each(p.Cells, func(c matrixCell) string {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		return p.try(ctx, c)
+	})
+	each(p.Tools, p.tool)
 	wg.Wait()
-	for _, c := range p.Tools {
-		results[c.String()] = p.tool(c)
-	}
 	if err := json.NewEncoder(os.Stdout).Encode(results); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 3
@@ -153,7 +157,7 @@ func matrixChild(file string) int {
 func (p *matrixPlan) try(ctx context.Context, c matrixCell) string {
 	run := map[string]func(context.Context, matrixCell) string{
 		"h1": p.http, "h2": p.http, "h1 clear": p.http, "h2 clear": p.http, "sse": p.sse, "websocket": p.websocket, "grpc": p.grpc,
-		"ssh": p.ssh, "redis": p.redis, "rediss": p.redis, "mqtt": p.mqtt, "mqtts": p.mqtt, "postgres": p.postgres, "raw": p.raw,
+		"ssh": p.ssh, "redis": p.redis, "rediss": p.redis, "mqtt": p.mqtt, "mqtts": p.mqtt, "postgres": p.postgres, "socks5": p.innerSOCKS, "raw": p.raw,
 	}[c.Protocol]
 	if run == nil {
 		return "no such protocol"

@@ -20,7 +20,7 @@ import (
 func (p *matrixPlan) tool(c matrixCell) string {
 	run := map[string]func(matrixCell) (string, error){
 		"curl h1": p.curl, "curl h2": p.curl, "curl sse": p.curl, "git https": p.gitHTTPS, "node ws": p.nodeWS, "nc raw": p.nc,
-		"ssh": p.openSSH, "sftp": p.sftp, "scp": p.scp, "rsync": p.rsync, "git ssh": p.gitSSH,
+		"openssh": p.openSSH, "sftp": p.sftp, "scp": p.scp, "rsync": p.rsync, "git ssh": p.gitSSH,
 		"redis-cli": p.redisCLI, "mosquitto": p.mosquitto, "psql": p.psql,
 	}[c.Protocol]
 	if run == nil {
@@ -319,7 +319,7 @@ func (p *matrixPlan) mosquitto(c matrixCell) (string, error) {
 	}
 	defer stop()
 	args := []string{"-h", host, "-p", strconv.Itoa(int(port))}
-	if p.Way == waySOCKS5 { // it knows this one itself
+	if p.Way == waySOCKS5 && p.Family == "4" { // it knows this one itself, but for a proxy's IPv6 address
 		args = []string{"-h", p.host(c), "-p", strconv.Itoa(int(c.Port)), "--proxy", p.proxyURL()}
 	}
 	topic := "u/real/" + p.Way + p.Family

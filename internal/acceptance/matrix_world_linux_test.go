@@ -30,7 +30,7 @@ import (
 func matrixPorts() map[string]uint16 {
 	return map[string]uint16{
 		"h1": 8441, "h2": 8442, "grpc": 8443, "websocket": 8444, "sse": 8445, "h1 clear": 8080, "h2 clear": 8081,
-		"ssh": 22, "redis": 6379, "rediss": 6380, "mqtt": 1883, "mqtts": 8883, "postgres": 5432, "raw": 7777,
+		"ssh": 22, "redis": 6379, "rediss": 6380, "mqtt": 1883, "mqtts": 8883, "postgres": 5432, "socks5": 1080, "raw": 7777,
 	}
 }
 
@@ -38,6 +38,7 @@ func matrixPorts() map[string]uint16 {
 const (
 	matrixMutualRedis = 6381
 	matrixMutualMQTT  = 8884
+	matrixOwnSOCKS    = 1081 // for the sandbox's own account: microsocks knows one
 )
 
 // matrixWorld are the origins, what opens them, and what they saw.
@@ -87,7 +88,10 @@ func newMatrixWorld(t *testing.T) *matrixWorld {
 		world.StartRedis(t, server, ports["redis"], ports["rediss"], false, accounts...)
 		world.StartRedis(t, server, 0, matrixMutualRedis, true, w.certified)
 		world.StartMosquitto(t, server, ports["mqtt"], ports["mqtts"], matrixMutualMQTT, accounts...)
+		world.StartMicrosocks(t, ports["socks5"], w.real)
+		world.StartMicrosocks(t, matrixOwnSOCKS, w.own)
 		w.git = testbed.NewGit(t, w.real.User, w.real.Password)
+		w.gitDir()
 	})
 	parts.Wait()
 	if t.Failed() {
@@ -97,6 +101,19 @@ func newMatrixWorld(t *testing.T) *matrixWorld {
 	w.serveGRPC(server)
 	w.echo(ports["raw"])
 	return w
+}
+
+// gitDir makes a repository for git over SSH.
+func (w *matrixWorld) gitDir() {
+	w.t.Helper()
+	bare, work := filepath.Join(w.dir, "ssh.git"), w.t.TempDir()
+	if err := os.WriteFile(filepath.Join(work, "README"), []byte("hello from git\n"), 0o600); err != nil {
+		w.t.Error(err)
+	}
+	for _, args := range [][]string{{"init", "-q", "--bare", "-b", "main", bare}, {"-C", work, "init", "-q", "-b", "main"}, {"-C", work, "add", "."},
+		{"-C", work, "commit", "-q", "-m", "first"}, {"-C", work, "push", "-q", bare, "main"}} {
+		testbed.GitRun(w.t, nil, args...)
+	}
 }
 
 // listen accepts on a port of all addresses.

@@ -231,6 +231,12 @@ func (n *NetNS) StartMosquitto(t testing.TB, tls ServerTLS, plain, secure, mutua
 	n.await(t, out, plain, secure, mutual)
 }
 
+// StartMicrosocks runs a SOCKS5 server on all addresses that lets one account in.
+func (n *NetNS) StartMicrosocks(t testing.TB, port uint16, a Account) {
+	t.Helper()
+	n.await(t, n.run(t, nil, "/", "microsocks", "-i", "::", "-p", strconv.Itoa(int(port)), "-u", a.User, "-P", a.Password), port)
+}
+
 // StartPostgres runs PostgreSQL on all addresses, with a database app and a role for each
 // account, which logs in by SCRAM. Of those in mutual it demands a client certificate too.
 func (n *NetNS) StartPostgres(t testing.TB, tls ServerTLS, port uint16, mutual []string, accounts ...Account) {
