@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/egressd/egressd/internal/testbed"
+	"github.com/egressd/egressd/store"
 )
 
 // What a token endpoint issues. None of it may reach a sandbox.
@@ -222,6 +223,20 @@ func TestAttack_A22_token_endpoint(t *testing.T) {
 			}
 		})
 	}
+	t.Run("A22 a source that is disabled", func(t *testing.T) {
+		tokens.says("application/json", `{"access_token":`+jsonOf(issuedAccess)+`}`)
+		var out struct {
+			Access string `json:"access_token"`
+		}
+		if err := json.Unmarshal([]byte(post(t, g.one(), endpoint.URL("/token"), grant, nil).body), &out); err != nil {
+			t.Fatal(err)
+		}
+		g.setStatus(t, "gh-source", store.Disabled)
+		defer g.setStatus(t, "gh-source", store.Active)
+		if a := post(t, g.one(), service.URL("/"), "", func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+out.Access) }); a.status != http.StatusServiceUnavailable {
+			t.Errorf("%+v", a)
+		}
+	})
 	g.use(basePolicy)
 	g.safe(t)
 }

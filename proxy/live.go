@@ -63,7 +63,7 @@ func (r *registry) release() {
 // share one, and an honest client says at once who it is: what has waited longest gives
 // way to a new connection.
 func (r *registry) add(t *tunnel) (*entry, bool) {
-	e, address := &entry{reg: r, tunnel: t, since: time.Now()}, "address "+t.sess.claims.addr.String()
+	e, address := &entry{reg: r, tunnel: t, since: time.Now()}, "address "+t.client.String()
 	oldest := r.makeRoom(e, address)
 	if oldest != nil {
 		t.srv.metrics.refusals.WithLabelValues(codeLimit).Inc()

@@ -32,20 +32,19 @@ type trickle struct {
 	over  bool // the handler has returned or is about to: rc must not be used
 }
 
-// newTrickle is for the body of r; nil when there is none to judge. A stream of messages
-// has its own pace and is let be.
+// newTrickle is for the body of r; nil when there is none to judge. An h2 stream
+// of messages has its own pace and is let be.
 func newTrickle(w http.ResponseWriter, r *http.Request, window time.Duration) *trickle {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
+	if r.ProtoMajor != 2 {
+		return &trickle{ReadCloser: r.Body, window: window}
+	}
 	if mediaType := r.Header.Get("Content-Type"); strings.HasPrefix(mediaType, "application/grpc") || strings.HasPrefix(mediaType, "application/connect+") {
 		return nil
 	}
-	k := &trickle{ReadCloser: r.Body, window: window}
-	if r.ProtoMajor == 2 {
-		k.rc = http.NewResponseController(w)
-	}
-	return k
+	return &trickle{ReadCloser: r.Body, window: window, rc: http.NewResponseController(w)}
 }
 
 // Read is one read of the body, under the clock.
