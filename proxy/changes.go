@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -62,21 +63,27 @@ func (c *change) ended(st stamps, revoked func() bool) bool {
 
 // older: material of a version of a source before one.
 func (st stamps) older(team, name string, than uint64) bool {
-	return st.team == team && (st.cred.of(name, than) || st.cert.of(name, than))
+	return st.team == team && (st.cred.of(name, than) || st.cert.of(name, than) || st.way.of(name, than))
 }
 
 // from: material of a source, or of any when both names are empty.
 func (st stamps) from(team, name string) bool {
 	if team == "" && name == "" {
-		return st.cred.source != "" || st.cert.source != ""
+		return st.cred.source != "" || st.cert.source != "" || st.way.source != ""
 	}
-	return st.team == team && (st.cred.source == name || st.cert.source == name)
+	return st.team == team && (st.cred.source == name || st.cert.source == name || st.way.source == name)
 }
 
 // revoked says whether what x was resolved with has been disabled or is gone.
-func (x *record) revoked() bool {
-	h, ctx := x.held(), x.tunnel.ctx
-	return revoked(ctx, h[0].in, h[0].host, h[0].port) || revoked(ctx, h[1].in, h[1].host, h[1].port)
+func (x *record) revoked() bool { return x.held().revoked(x.tunnel.ctx) }
+
+func (u uses) revoked(ctx context.Context) bool {
+	for _, h := range u {
+		if h.revoked(ctx) {
+			return true
+		}
+	}
+	return false
 }
 
 // takenAway answers a request whose material ended while the request was still coming.

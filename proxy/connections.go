@@ -27,8 +27,8 @@ func (st stamp) of(name string, below uint64) bool { return st.source == name &&
 
 // stamps are those of one connection or exchange.
 type stamps struct {
-	team       string
-	cred, cert stamp
+	team            string
+	cred, cert, way stamp // way: the login of egress.proxy
 }
 
 func stampOf(p *inject.Projection) stamp {
@@ -39,7 +39,7 @@ func stampOf(p *inject.Projection) stamp {
 }
 
 func (x *record) stamps() stamps {
-	return stamps{team: x.plan.key.team, cred: stampOf(x.source), cert: stampOf(x.cert)}
+	return stamps{team: x.plan.key.team, cred: stampOf(x.source), cert: stampOf(x.cert), way: stampOf(x.plan.route.login)}
 }
 
 // Connection is one open connection of a client.

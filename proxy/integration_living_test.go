@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/egressd/egressd/internal/audit"
 	"github.com/egressd/egressd/internal/testbed"
 	"github.com/egressd/egressd/proxy"
 	"github.com/egressd/egressd/store"
@@ -92,22 +93,13 @@ func TestLiving(t *testing.T) {
 			f.use(f.policy(nil))
 			opened := f.openAll(t, sandboxOne)
 			tc.change(t)
-			deadline := time.Now().Add(time.Second)
+			var ending []*living
 			for _, l := range opened {
-				if !tc.ends(l) {
-					continue
-				}
-				select {
-				case <-l.done: // before the deadline, if it is both
-					continue
-				default:
-				}
-				select {
-				case <-l.done:
-				case <-time.After(time.Until(deadline)):
-					t.Errorf("%s goes on", l.name)
+				if tc.ends(l) {
+					ending = append(ending, l)
 				}
 			}
+			allEnd(t, ending)
 			for _, l := range opened {
 				if !tc.ends(l) && l.ping() != nil {
 					t.Errorf("%s has ended", l.name)
@@ -139,6 +131,11 @@ func TestLiving(t *testing.T) {
 			}
 		}
 	})
+	for protocol, rule := range map[string]string{"redis": "redis", "postgres": "pg", "mqtt": "mqtt", "socks5": "socks", "ssh": "ssh", "websocket": "api", "https": "api"} {
+		f.records.wait(t, func(a audit.Record) bool {
+			return a.Sandbox == "one" && a.Team == "acme" && a.Protocol == protocol && a.CredentialRule == rule && a.Source != "" && a.Version > 0 && a.BytesOut > 0 && a.Duration > 0
+		})
+	}
 	f.clean(t)
 }
 

@@ -118,12 +118,23 @@ func TestEgressProxy(t *testing.T) {
 		t.Run(p.typ, func(t *testing.T) {
 			f.t = t
 			f.use(f.policy(leavesBy(p.typ, p.start(t, wayPassword))))
-			for _, l := range f.openAll(t, sandboxOne) {
-				if err := l.ping(); err != nil {
-					t.Errorf("%s: %v", l.name, err)
+			open := func() []*living {
+				all := f.openAll(t, sandboxOne)
+				for _, l := range all {
+					if err := l.ping(); err != nil {
+						t.Errorf("%s: %v", l.name, err)
+					}
 				}
+				return all
 			}
+			opened := open()
+			m := f.put("acme", "way", "static_username_password", basicSpec("app", wayPassword+"2"))
+			f.srv.CloseSource("acme", "way", m.CurrentVersion)
+			allEnd(t, opened)
+			f.put("acme", "way", "static_username_password", basicSpec("app", wayPassword))
+			opened = open()
 			f.setStatus(t, "way", store.Disabled)
+			allEnd(t, opened)
 			if a := get(t, f.one(), "https://"+f.at("api.test")+"/"); a.status != http.StatusServiceUnavailable || a.header.Get("X-Egressd-Error") != "source_disabled" {
 				t.Errorf("without a login for the proxy: %+v", a)
 			}
@@ -152,6 +163,19 @@ func TestEgressProxy(t *testing.T) {
 	}
 	f.clean(t)
 	testbed.NoLeak(t, "what clients saw, and the records", fmt.Appendf(f.seenBytes(), "%+v", f.records.list()), wayPassword)
+}
+
+// allEnd wants all of them to end within one second.
+func allEnd(t *testing.T, all []*living) {
+	t.Helper()
+	deadline := time.Now().Add(time.Second)
+	for _, l := range all {
+		select {
+		case <-l.done:
+		case <-time.After(max(time.Until(deadline), 50*time.Millisecond)):
+			t.Errorf("%s goes on", l.name)
+		}
+	}
 }
 
 func (g *rig) seenBytes() []byte {

@@ -195,7 +195,7 @@ func (l *login) credential(ctx context.Context) (*inject.Projection, error) {
 // describe tells what the connection has become, with material that was resolved after since.
 func (l *login) describe(since *change) {
 	a := about{dest: l.t.dest.String(), protocol: l.f.Protocol.String(), rule: l.dec.Rule,
-		stamps: stamps{team: l.f.Sandbox.Team, cred: stampOf(l.used.Load()), cert: stampOf(l.cert)}}
+		stamps: stamps{team: l.f.Sandbox.Team, cred: stampOf(l.used.Load()), cert: stampOf(l.cert), way: stampOf(l.route.login)}}
 	if l.dec.Credential != nil {
 		a.rule = l.dec.Credential.Name
 	}
@@ -206,7 +206,7 @@ func (l *login) describe(since *change) {
 }
 
 func (l *login) revoked() bool {
-	return revoked(l.t.ctx, l.in, l.f.Host, l.f.Port) || revoked(l.t.ctx, l.certFrom, l.f.Host, l.f.Port)
+	return revoked(l.t.ctx, l.in, l.f.Host, l.f.Port) || revoked(l.t.ctx, l.certFrom, l.f.Host, l.f.Port) || l.route.held().revoked(l.t.ctx)
 }
 
 // opened registers what may be cut from now on.

@@ -15,6 +15,14 @@ import (
 type route struct {
 	proxy *policy.Proxy
 	login *inject.Projection // of the proxy; nil: none
+	from  *inject.Injector   // of login
+}
+
+func (r route) held() held {
+	if r.from == nil {
+		return held{}
+	}
+	return held{r.from, r.proxy.Host, r.proxy.Port}
 }
 
 // routeFor resolves what the decision says of the way out.
@@ -24,7 +32,8 @@ func (s *Server) routeFor(ctx context.Context, b *bound, p *policy.Proxy) (route
 	}
 	r := route{proxy: p}
 	if p.Credential != nil {
-		pr, err := b.rules.Injectors.Injector(p.Credential).Resolve(ctx, p.Host, p.Port)
+		r.from = b.rules.Injectors.Injector(p.Credential)
+		pr, err := r.from.Resolve(ctx, p.Host, p.Port)
 		if err != nil {
 			return route{}, unresolved(p.Credential, err)
 		}

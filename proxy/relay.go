@@ -21,6 +21,7 @@ import (
 func (s *Server) relay(ctx context.Context, t *tunnel, b *bound, f policy.Flow, dec policy.Decision, addrs []netip.Addr, prefix []byte) {
 	x := t.begin(s)
 	x.dest, x.protocol, x.decision, x.flow = t.dest, f.Protocol.String(), dec, f
+	since := s.changes.now()
 	way, ref := s.routeFor(ctx, b, dec.Proxy)
 	if ref != nil {
 		s.closeTunnel(t, prefix, f.Protocol, ref)
@@ -46,6 +47,14 @@ func (s *Server) relay(ctx context.Context, t *tunnel, b *bound, f policy.Flow, 
 	}
 	t.handle.watch(func(r *Ruleset) bool { return t.stillPasses(r, f, dec.Proxy) }, up)
 	defer t.handle.unwatch()
+	a := about{dest: t.dest.String(), protocol: x.protocol, rule: dec.Rule, stamps: stamps{team: f.Sandbox.Team, way: stampOf(way.login)}}
+	s.live.describe(t.handle, a)
+	if gone := func() bool { return way.held().revoked(ctx) }; way.from != nil {
+		t.handle.watchCredential(gone)
+		if since.ended(a.stamps, gone) {
+			t.handle.cut()
+		}
+	}
 	s.metrics.tunnels.Inc()
 	defer s.metrics.tunnels.Dec()
 	in, out, err := pipe(s.paces.pace(f.Sandbox.ID).slowed(ctx, t.conn), up, s.limits.IdleTimeout)

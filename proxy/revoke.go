@@ -171,19 +171,19 @@ func (r *registry) cutRevoked() {
 			e.cut()
 			continue
 		}
-		uses := map[string][2]held{} // by request id
+		all := map[string]uses{} // by request id
 		e.tunnel.flights.each(func(x *record) {
-			if h := x.held(); h[0].in != nil || h[1].in != nil {
-				uses[x.id] = h
+			if h := x.held(); h != (uses{}) {
+				all[x.id] = h
 			}
 		})
-		for id, h := range uses {
-			if !verdicts.gone(e.tunnel.ctx, h[0]) && !verdicts.gone(e.tunnel.ctx, h[1]) {
-				delete(uses, id)
+		for id, h := range all {
+			if !verdicts.gone(e.tunnel.ctx, h[0]) && !verdicts.gone(e.tunnel.ctx, h[1]) && !verdicts.gone(e.tunnel.ctx, h[2]) {
+				delete(all, id)
 			}
 		}
 		e.tunnel.flights.each(func(x *record) {
-			if _, cut := uses[x.id]; cut {
+			if _, cut := all[x.id]; cut {
 				e.cutFlight(x)
 			}
 		})
@@ -198,16 +198,28 @@ func (v verdicts) gone(ctx context.Context, h held) bool {
 	}
 	gone, known := v[h]
 	if !known {
-		if gone = revoked(ctx, h.in, h.host, h.port); ctx.Err() == nil {
+		if gone = h.revoked(ctx); ctx.Err() == nil {
 			v[h] = gone
 		}
 	}
 	return gone
 }
 
-func (x *record) held() [2]held {
+func (h held) revoked(ctx context.Context) bool { return revoked(ctx, h.in, h.host, h.port) }
+
+// uses are those of the credential, of the client certificate and of egress.proxy.
+type uses [3]held
+
+func (x *record) held() (h uses) {
 	p := &x.plan
-	return [2]held{{p.credFrom, x.flow.Host, x.flow.Port}, {p.certFrom, x.flow.Host, x.flow.Port}}
+	if p.credFrom != nil {
+		h[0] = held{p.credFrom, x.flow.Host, x.flow.Port}
+	}
+	if p.certFrom != nil {
+		h[1] = held{p.certFrom, x.flow.Host, x.flow.Port}
+	}
+	h[2] = p.route.held()
+	return h
 }
 
 // CloseSource ends what is open with material of a source that is older than version:

@@ -53,10 +53,8 @@ func (s *Server) upgrade(w http.ResponseWriter, resp *http.Response, x *record, 
 		return goesOn(&d, &was)
 	}, far)
 	defer t.handle.unwatch()
-	if p := x.plan; p.credFrom != nil || p.certFrom != nil {
-		t.handle.watchCredential(func() bool {
-			return revoked(t.ctx, p.credFrom, f.Host, f.Port) || revoked(t.ctx, p.certFrom, f.Host, f.Port)
-		})
+	if h := x.held(); h != (uses{}) { // a copy: x may be another's when it is asked
+		t.handle.watchCredential(func() bool { return h.revoked(t.ctx) })
 	}
 	s.metrics.tunnels.Inc()
 	defer s.metrics.tunnels.Dec()
