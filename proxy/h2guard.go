@@ -2,7 +2,7 @@ package proxy
 
 import (
 	"encoding/binary"
-	"errors"
+	"io"
 	"net"
 	"net/http"
 
@@ -61,8 +61,6 @@ func guardH2(t *tunnel, c net.Conn, maxString int, refused func()) *h2Guard {
 	return g
 }
 
-var errNoPreface = errors.New("not HTTP/2")
-
 // connectionSpecific fields mean something to HTTP/1.1 only (RFC 9113 section 8.2.2).
 func connectionSpecific(f hpack.HeaderField) bool {
 	switch f.Name {
@@ -76,6 +74,8 @@ func connectionSpecific(f hpack.HeaderField) bool {
 
 func (g *h2Guard) Read(p []byte) (n int, err error) {
 	switch {
+	case g.alien:
+		return 0, io.EOF // net/http answers any other error in words of HTTP/1
 	case len(g.put) > 0:
 		n = copy(p, g.put)
 		g.put = g.put[n:]
@@ -88,7 +88,7 @@ func (g *h2Guard) Read(p []byte) (n int, err error) {
 	}
 	at, ended := g.look(p[:n])
 	if g.alien {
-		return 0, errNoPreface
+		return 0, io.EOF
 	}
 	if ended {
 		g.rest = append(append([]byte(nil), p[at:n]...), g.rest...)

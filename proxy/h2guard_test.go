@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"net/http"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -35,6 +36,25 @@ func TestAttack_C09_connection_fields_end_their_stream(t *testing.T) {
 				t.Errorf("the next stream: %+v", a)
 			}
 			g.records.wait(t, func(a audit.Record) bool { return a.Code == "bad_request" && a.Outcome == "denied" && a.Status == 400 })
+		})
+	}
+	g.safe(t)
+}
+
+// What negotiates h2 and then speaks something else is not served as HTTP/1, nor answered.
+func TestAttack_C09_another_protocol_on_h2(t *testing.T) {
+	g := attacked(t, options{})
+	for name, text := range map[string]string{
+		"HTTP/1.1":        "GET / HTTP/1.1\r\nHost: good.test\r\n\r\n",
+		"half a preface":  "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
+		"another version": "PRI * HTTP/1.1\r\n\r\nSM\r\n\r\n",
+	} {
+		t.Run("C09 "+name, func(t *testing.T) {
+			g.untouched(t, func() {
+				if got, closed := g.talk(g.good(t, "h2"), text, 2*time.Second); len(got) > 0 || !closed {
+					t.Errorf("%q, closed=%v", got, closed)
+				}
+			})
 		})
 	}
 	g.safe(t)
