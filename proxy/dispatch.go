@@ -30,20 +30,39 @@ var (
 func (s *Server) dispatch(ctx context.Context, t *tunnel) {
 	defer func() { _ = t.conn.Close() }()
 	defer s.recovered("tunnel")
+	prefix, proto := s.admit(ctx, t)
+	switch proto {
+	case policy.TLS:
+		s.intercept(ctx, t, prefix)
+	case policy.HTTP:
+		rc := &replayConn{Conn: t.conn, t: t, prefix: prefix}
+		t.conn = rc
+		if t.h2c {
+			s.requests.serveH2(t, rc, rc)
+			return
+		}
+		s.requests.serveTunnel(t)
+	default: // it is over
+	}
+}
+
+// admit decides what a tunnel may be. It gives TLS or HTTP for what is to be looked into and
+// serves everything else itself: what it has on its stack, 1 KiB, an idle tunnel need not.
+func (s *Server) admit(ctx context.Context, t *tunnel) (prefix []byte, proto policy.Protocol) {
 	b, err := t.sess.bind()
 	if err != nil {
 		// The sandbox is gone since CONNECT was answered.
 		s.closeTunnel(t, nil, policy.Unknown, &refusal{status: http.StatusForbidden, code: codePolicyDenied, detail: err.Error()})
-		return
+		return nil, policy.Unknown
 	}
 	wait, maySayNothing := s.limits.SniffTimeout, s.carriesAnything(ctx, t, b)
 	if maySayNothing {
 		wait = min(wait, s.limits.ServerFirstDelay)
 	}
-	prefix, proto, err := s.sniff(t, wait, maySayNothing)
+	prefix, proto, err = s.sniff(t, wait, maySayNothing)
 	if err != nil {
 		s.closeTunnel(t, prefix, proto, &refusal{status: http.StatusForbidden, code: codeProtocol, detail: err.Error()})
-		return
+		return nil, policy.Unknown
 	}
 	ref := s.checkLoop(t)
 	if ref == nil {
@@ -51,12 +70,12 @@ func (s *Server) dispatch(ctx context.Context, t *tunnel) {
 	}
 	if ref != nil {
 		s.closeTunnel(t, prefix, proto, ref)
-		return
+		return nil, policy.Unknown
 	}
 	// The client may have taken its time: the ruleset of now decides.
 	if b, err = t.sess.bind(); err != nil {
 		s.closeTunnel(t, prefix, proto, &refusal{status: http.StatusForbidden, code: codePolicyDenied, detail: err.Error()})
-		return
+		return nil, policy.Unknown
 	}
 	f := policy.Flow{Sandbox: b.sandbox, Host: t.dest.host, Port: t.dest.port, Addr: t.dest.ip, Protocol: proto}
 	s.live.describe(t.handle, about{dest: t.dest.String(), protocol: proto.String()})
@@ -74,27 +93,20 @@ func (s *Server) dispatch(ctx context.Context, t *tunnel) {
 	}
 	if ref != nil {
 		s.closeTunnel(t, prefix, proto, ref)
-		return
+		return nil, policy.Unknown
 	}
 	switch {
 	case dec.Action == policy.Pass:
 		s.relay(ctx, t, b, f, dec, addrs, prefix)
-	case proto == policy.TLS:
-		s.intercept(ctx, t, prefix)
-	case proto == policy.HTTP:
-		rc := &replayConn{Conn: t.conn, t: t, prefix: prefix}
-		t.conn = rc
-		if t.h2c {
-			s.requests.serveH2(t, rc, rc)
-			return
-		}
-		s.requests.serveTunnel(t)
+	case proto == policy.TLS, proto == policy.HTTP:
+		return prefix, proto
 	case dec.Credential != nil:
 		t.conn = &replayConn{Conn: t.conn, t: t, prefix: prefix}
 		s.serveLogin(ctx, t, b, &f, dec, addrs, "")
 	default:
 		s.closeTunnel(t, prefix, proto, &refusal{status: http.StatusForbidden, code: codeProtocol, rule: dec.Rule})
 	}
+	return nil, policy.Unknown
 }
 
 var errSilent = errors.New("the client sent nothing that a rule there could carry")

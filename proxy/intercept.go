@@ -41,6 +41,25 @@ func (s *Server) downstreamTLS() *tls.Config {
 func (s *Server) intercept(ctx context.Context, t *tunnel, prefix []byte) {
 	rc := &replayConn{Conn: t.conn, t: t, prefix: prefix}
 	tc := tls.Server(rc, s.tlsConf)
+	alpn, ok := s.accept(ctx, t, tc)
+	if !ok {
+		return
+	}
+	t.tls = true
+	switch {
+	case alpn == "h2":
+		s.requests.serveH2(t, tc, rc)
+	case alpn != "http/1.1": // it did not say what it speaks
+		s.inside(ctx, t, tc, alpn)
+	default:
+		t.conn = tc
+		s.requests.serveTunnel(t)
+	}
+}
+
+// accept shakes hands and says what protocol was agreed on. That takes stack that an idle
+// tunnel need not hold.
+func (s *Server) accept(ctx context.Context, t *tunnel, tc *tls.Conn) (alpn string, ok bool) {
 	if err := s.handshake(ctx, tc); err != nil {
 		// The client does not trust our CA, pins, or broke off: never a reason to pass it through.
 		x := t.begin(s)
@@ -50,18 +69,9 @@ func (s *Server) intercept(ctx context.Context, t *tunnel, prefix []byte) {
 			ref = limited(err.Error())
 		}
 		x.refused(ref, 0)
-		return
+		return "", false
 	}
-	t.tls = true
-	switch alpn := tc.ConnectionState().NegotiatedProtocol; {
-	case alpn == "h2":
-		s.requests.serveH2(t, tc, rc)
-	case alpn != "http/1.1": // it did not say what it speaks
-		s.inside(ctx, t, tc, alpn)
-	default:
-		t.conn = tc
-		s.requests.serveTunnel(t)
-	}
+	return tc.ConnectionState().NegotiatedProtocol, true
 }
 
 // handshake with a sandbox, within its time.
