@@ -1,6 +1,8 @@
 package proxy_test
 
 import (
+	"context"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -8,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/coder/websocket"
 
 	"github.com/egressd/egressd/proxy"
 )
@@ -76,4 +80,56 @@ func TestAttack_F07_H18_bodies_that_are_held_whole(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The same in WebSocket messages.
+func TestAttack_F07_C31_messages_that_are_held_whole(t *testing.T) {
+	g := withFrames(t, framesPolicy, options{limits: proxy.Limits{SniffTimeout: time.Second, HandshakeTimeout: 4 * time.Second, StallTimeout: 5 * time.Second, RewriteBodyBytes: 64 << 10}})
+	o := newWSOrigin(t, g, "")
+	const many = 80
+	refused := 0
+	var open []*websocket.Conn
+	for range many {
+		c := o.dial(t, g)
+		open = append(open, c)
+		w, err := c.Writer(t.Context(), websocket.MessageText)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = w.Write([]byte(strings.Repeat("x", 48<<10))) // and no end
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for _, c := range open {
+		wg.Go(func() {
+			_, _, err := c.Read(ctx)
+			mu.Lock()
+			defer mu.Unlock()
+			if websocket.CloseStatus(err) == websocket.StatusTryAgainLater {
+				refused++
+			}
+		})
+	}
+	wg.Wait()
+	if refused < many-64 || refused == many {
+		t.Errorf("F07 %d of %d WebSockets were ended", refused, many)
+	}
+	for _, c := range open {
+		_ = c.CloseNow()
+	}
+	waitFor(t, func() bool { // what was held is given back
+		c := o.dial(t, g)
+		defer func() { _ = c.CloseNow() }()
+		if err := c.Write(t.Context(), websocket.MessageText, []byte(strings.Repeat("y", 48<<10))); err != nil {
+			return false
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, _, err := c.Read(ctx)
+		return errors.Is(err, context.DeadlineExceeded) // nobody has ended it
+	})
+	g.use(basePolicy)
+	g.safe(t)
 }

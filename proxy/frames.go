@@ -67,7 +67,7 @@ func (f *frames) answer(h http.Header) *refusal {
 func (f *frames) carry(near, far net.Conn) (in, out int64, err error) {
 	o := wsframe.Options{
 		FromClient: wsframe.Rules{Stream: f.guarded, Control: f.guard},
-		Limit:      f.s.limits.RewriteBodyBytes, Idle: f.s.limits.IdleTimeout,
+		Limit:      f.s.limits.RewriteBodyBytes, Idle: f.s.limits.IdleTimeout, Hold: f.hold,
 	}
 	if f.text {
 		o.FromClient.Text = f.substitute
@@ -93,6 +93,8 @@ func (f *frames) refused(e *wsframe.Error) {
 		ref = le.ref
 	case e.Code == wsframe.CodeTooBig:
 		ref.code = codeTooLarge
+	case e.Code == wsframe.CodeTryLater:
+		ref.code = codeLimit
 	case e.Code == wsframe.CodeInternal:
 		ref.code = codeInternal
 	case !e.FromClient:
@@ -114,6 +116,12 @@ func (*leakError) Error() string { return errLeak.Error() }
 // found ends the WebSocket; the reason names the code that HTTP would get.
 func found(ref *refusal) error {
 	return &wsframe.Error{Code: wsframe.CodePolicy, Reason: "egressd: " + ref.code, Err: &leakError{ref}}
+}
+
+// hold takes of what the sandbox may have in memory.
+func (f *frames) hold(n int64) (release func(), ok bool) {
+	of, sandbox := f.s.budget, f.b.sandbox.ID
+	return func() { of.give(sandbox, n) }, of.take(sandbox, n)
 }
 
 func (f *frames) key() sealKey { return sealKey{f.b.sandbox.Team, f.b.sandbox.ID} }

@@ -36,6 +36,7 @@ type pump struct {
 	fromClient bool
 	rules      Rules
 	limit      int64
+	hold       Hold
 	small      [maxControl]byte
 }
 
@@ -157,11 +158,20 @@ func (p *pump) whole(m *payload, buf []byte) error {
 		return tooBig()
 	}
 	msg := make([]byte, 0, min(m.h.Length, chunk))
+	held := p.hold == nil
 	for {
 		n, err := m.Read(buf)
 		msg = append(msg, buf[:n]...)
 		if int64(len(msg)) > p.limit {
 			return tooBig()
+		}
+		if len(msg) > chunk && !held {
+			release, ok := p.hold(p.limit)
+			if !ok {
+				return &Error{Code: CodeTryLater, Reason: "too many large messages"}
+			}
+			defer release()
+			held = true
 		}
 		if err == io.EOF {
 			break

@@ -16,8 +16,13 @@ type Options struct {
 	FromClient, FromServer Rules
 	Limit                  int64         // bytes of a message that Rules.Text gets
 	Idle                   time.Duration // no byte moved either way
+	Hold                   Hold          // nil: as many large messages as there may be
 	Closing                time.Duration // the same after the first Close frame; default 30 s, at most Idle
 }
+
+// Hold asks whether n more bytes may be in memory, for a message that Rules.Text gets and
+// that is longer than 32 KiB; release gives them back. It is called by both directions.
+type Hold func(n int64) (release func(), ok bool)
 
 // Result of Relay: bytes as they were on the wire of the client's side.
 type Result struct{ In, Out int64 }
@@ -41,8 +46,8 @@ func Relay(client, server net.Conn, o Options) (Result, error) {
 	if r.closing <= 0 {
 		r.closing = 30 * time.Second
 	}
-	up := &pump{from: newSource(client, act), to: r.server, fromClient: true, rules: o.FromClient, limit: o.Limit}
-	down := &pump{from: newSource(server, act), to: r.client, rules: o.FromServer, limit: o.Limit}
+	up := &pump{from: newSource(client, act), to: r.server, fromClient: true, rules: o.FromClient, limit: o.Limit, hold: o.Hold}
+	down := &pump{from: newSource(server, act), to: r.client, rules: o.FromServer, limit: o.Limit, hold: o.Hold}
 	var wg sync.WaitGroup
 	wg.Go(func() { r.over(down.run(), false) })
 	r.over(up.run(), true)

@@ -16,6 +16,7 @@ const (
 	CodePolicy      uint16 = 1008
 	CodeTooBig      uint16 = 1009
 	CodeInternal    uint16 = 1011
+	CodeTryLater    uint16 = 1013 // not in RFC 6455; IANA's registry
 )
 
 // Error ends a WebSocket with a Close frame of Code to both sides; Reason, which holds
