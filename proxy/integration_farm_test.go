@@ -266,7 +266,7 @@ func (f *farm) sshClient(t testing.TB, w who) *ssh.Client {
 	}
 	c, chans, reqs, err := ssh.NewClientConn(f.tunnel(t, w, f.at("ssh.test")), f.at("ssh.test"), &ssh.ClientConfig{
 		User: "anybody", Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, Timeout: 10 * time.Second,
-		HostKeyCallback: func(string, net.Addr, ssh.PublicKey) error { return nil }, //nolint:gosec // not what is tested here
+		HostKeyCallback: func(string, net.Addr, ssh.PublicKey) error { return nil },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -293,7 +293,7 @@ func (f *farm) websocket(t testing.TB, w who) *living {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	c, _, err := websocket.Dial(ctx, "wss://"+f.at("api.test")+"/ws", &websocket.DialOptions{HTTPClient: f.client(w.id, w.token, false)}) //nolint:bodyclose // a WebSocket
+	c, _, err := websocket.Dial(ctx, "wss://"+f.at("api.test")+"/ws", &websocket.DialOptions{HTTPClient: f.client(w.id, w.token, false)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -313,7 +313,7 @@ func (f *farm) stream(t testing.TB, w who, ctype string) *living {
 	}
 	req.Header.Set("Content-Type", ctype)
 	req.Header.Set("Te", "trailers")
-	resp, err := c.Do(req) //nolint:bodyclose // closed with the stream
+	resp, err := c.Do(req)
 	if err != nil || resp.StatusCode != http.StatusOK || resp.ProtoMajor != 2 {
 		t.Fatalf("%v %+v", err, resp)
 	}
@@ -327,7 +327,7 @@ func (f *farm) events(t testing.TB, w who, host string, h2 bool) *living {
 	t.Helper()
 	c := f.client(w.id, w.token, h2)
 	c.Timeout = 0
-	resp, err := c.Get("https://" + f.at(host) + "/sse?n=2000&ms=50") //nolint:bodyclose // closed with the stream
+	resp, err := c.Get("https://" + f.at(host) + "/sse?n=2000&ms=50")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -132,7 +132,7 @@ func TestBandwidthOfTunnels(t *testing.T) {
 		"websocket": func(t *testing.T, w who) error {
 			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 			defer cancel()
-			c, _, err := websocket.Dial(ctx, strings.Replace(g.bed.Good.URL("/ws"), "https", "wss", 1), &websocket.DialOptions{HTTPClient: g.client(w.id, w.token, false)}) //nolint:bodyclose // a WebSocket
+			c, _, err := websocket.Dial(ctx, strings.Replace(g.bed.Good.URL("/ws"), "https", "wss", 1), &websocket.DialOptions{HTTPClient: g.client(w.id, w.token, false)})
 			if err != nil {
 				return err
 			}
