@@ -53,6 +53,14 @@ func (h *share) hold(n int64) bool {
 	return true
 }
 
+// but gives back what was held for more than came.
+func (h *share) but(held, came int64) {
+	if n := held - came; n > 0 {
+		h.of.give(h.sandbox, n)
+		h.n -= n
+	}
+}
+
 func (h *share) release() {
 	if h.n > 0 {
 		h.of.give(h.sandbox, h.n)

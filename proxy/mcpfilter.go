@@ -23,10 +23,12 @@ func (s *Server) filterMCP(r *http.Request, x *record) *refusal {
 	}
 	f := &mcp.Filter{Allows: rules.Allows, MaxRequest: int(s.limits.RewriteBodyBytes)}
 	if r.Body != nil && r.Body != http.NoBody {
-		if !x.share.hold(min(bodySize(r, s.limits.RewriteBodyBytes), s.limits.RewriteBodyBytes)) {
+		held := min(bodySize(r, s.limits.RewriteBodyBytes), s.limits.RewriteBodyBytes)
+		if !x.share.hold(held) {
 			return tooMuchHeld()
 		}
 		body, d, err := f.Request(r.Header, r.Body)
+		x.share.but(held, int64(len(body)))
 		switch {
 		case errors.Is(err, errLeak):
 			return x.leak.refusal()

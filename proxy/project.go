@@ -142,10 +142,12 @@ func (s *Server) wholeBody(r *http.Request, x *record) ([]byte, *refusal) {
 	if r.ContentLength > limit {
 		return nil, &refusal{status: http.StatusRequestEntityTooLarge, code: codeTooLarge, close: true}
 	}
-	if !x.share.hold(bodySize(r, limit)) {
+	held := bodySize(r, limit)
+	if !x.share.hold(held) {
 		return nil, tooMuchHeld()
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	x.share.but(held, int64(len(body)))
 	switch {
 	case errors.Is(err, errLeak):
 		return nil, x.leak.refusal()

@@ -65,6 +65,7 @@ func (e *sealer) answer(r *http.Request, resp *http.Response) error {
 		return errHeldLimit
 	}
 	body, err := io.ReadAll(io.LimitReader(plain, e.limit+1))
+	e.share.but(e.limit, int64(len(body)))
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUpstreamResponse, err)
 	}
