@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -25,26 +26,32 @@ type h2Guard struct {
 	put  []byte // to be read next, and not looked at
 	rest []byte // to be read then
 
-	head    [9]byte // of the frame under way
-	got     int     // bytes of it, and of the preface before the first
-	left    int     // bytes of the payload
-	skip    int     // of these, before the header block
-	pad     int     // behind it; -1: its length comes next
-	prefix  bool    // the preface has gone
-	block   bool    // the frame carries a piece of a header block
-	stream  uint32  // whose header block it is
-	alien   bool    // it is another protocol
-	broken  bool    // nothing more is looked at
-	bad     bool    // the block holds what it may not
-	fields  *hpack.Decoder
-	refused func()
+	begun    bool // the preface has been waited for
+	alien    bool // in vain
+	patience time.Duration
+	frames   h2Frames
+	refused  func() // called for each frame that is put in
+}
+
+// h2Frames follows the header blocks in what a client sends.
+type h2Frames struct {
+	head   [9]byte // of the frame under way
+	got    int     // bytes of it
+	left   int     // bytes of the payload
+	skip   int     // of these, before the header block
+	pad    int     // behind it; -1: its length comes next
+	block  bool    // the frame carries a piece of a header block
+	stream uint32  // whose header block it is
+	bad    bool    // the block holds what it may not
+	broken bool    // nothing more is looked at
+	fields *hpack.Decoder
 }
 
 // h2Table is the size of the dynamic table that egressd allows.
 const h2Table = 4 << 10
 
 func (s *Server) newH2Guard(t *tunnel, c net.Conn) *h2Guard {
-	return guardH2(t, c, s.limits.HeaderBytes, func() {
+	return guardH2(t, c, s.limits, func() {
 		x := t.begin(s)
 		if t.tls {
 			x.protocol = "https"
@@ -53,11 +60,11 @@ func (s *Server) newH2Guard(t *tunnel, c net.Conn) *h2Guard {
 	})
 }
 
-// guardH2 calls refused before each frame that it puts in.
-func guardH2(t *tunnel, c net.Conn, maxString int, refused func()) *h2Guard {
-	g := &h2Guard{Conn: c, t: t, refused: refused}
-	g.fields = hpack.NewDecoder(h2Table, func(f hpack.HeaderField) { g.bad = g.bad || connectionSpecific(f) })
-	g.fields.SetMaxStringLength(maxString)
+func guardH2(t *tunnel, c net.Conn, l Limits, refused func()) *h2Guard {
+	g := &h2Guard{Conn: c, t: t, refused: refused, patience: l.HandshakeTimeout}
+	f := &g.frames
+	f.fields = hpack.NewDecoder(h2Table, func(h hpack.HeaderField) { f.bad = f.bad || connectionSpecific(h) })
+	f.fields.SetMaxStringLength(l.HeaderBytes)
 	return g
 }
 
@@ -73,6 +80,14 @@ func connectionSpecific(f hpack.HeaderField) bool {
 }
 
 func (g *h2Guard) Read(p []byte) (n int, err error) {
+	if !g.begun {
+		g.begun = true
+		if g.preface() {
+			g.put = []byte(http2.ClientPreface)
+		} else {
+			g.alien = true
+		}
+	}
 	switch {
 	case g.alien:
 		return 0, io.EOF // net/http answers any other error in words of HTTP/1
@@ -86,13 +101,10 @@ func (g *h2Guard) Read(p []byte) (n int, err error) {
 	default:
 		n, err = g.Conn.Read(p)
 	}
-	at, ended := g.look(p[:n])
-	if g.alien {
-		return 0, io.EOF
-	}
+	at, ended := g.frames.look(p[:n])
 	if ended {
 		g.rest = append(append([]byte(nil), p[at:n]...), g.rest...)
-		g.put = binary.BigEndian.AppendUint32([]byte{0, 0, 4, byte(http2.FrameWindowUpdate), 0}, g.stream)
+		g.put = binary.BigEndian.AppendUint32([]byte{0, 0, 4, byte(http2.FrameWindowUpdate), 0}, g.frames.stream)
 		g.put = append(g.put, 0, 0, 0, 0)
 		g.refused()
 		return at, nil // what has failed fails again
@@ -100,32 +112,40 @@ func (g *h2Guard) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
+// preface reads what HTTP/2 begins with, and no more when something else comes.
+func (g *h2Guard) preface() bool {
+	if g.SetReadDeadline(time.Now().Add(g.patience)) != nil {
+		return false
+	}
+	var b [len(http2.ClientPreface)]byte
+	for n := 0; n < len(b); {
+		k, err := g.Conn.Read(b[n:])
+		if n += k; err != nil && n < len(b) || string(b[:n]) != http2.ClientPreface[:n] {
+			return false
+		}
+	}
+	return g.SetReadDeadline(time.Time{}) == nil
+}
+
 // look follows the frames through b. It stops behind the frame that ends a bad header block,
 // at b[at:].
-func (g *h2Guard) look(b []byte) (at int, ended bool) {
-	for at < len(b) && !g.broken {
+func (f *h2Frames) look(b []byte) (at int, ended bool) {
+	for at < len(b) && !f.broken {
 		switch {
-		case !g.prefix:
-			n := min(len(b)-at, len(http2.ClientPreface)-g.got)
-			g.alien = g.alien || string(b[at:at+n]) != http2.ClientPreface[g.got:g.got+n]
-			if g.got, at = g.got+n, at+n; g.got == len(http2.ClientPreface) {
-				g.got, g.prefix = 0, true
-			}
-			continue
-		case g.got < len(g.head):
-			n := copy(g.head[g.got:], b[at:])
-			if g.got, at = g.got+n, at+n; g.got < len(g.head) {
+		case f.got < len(f.head):
+			n := copy(f.head[f.got:], b[at:])
+			if f.got, at = f.got+n, at+n; f.got < len(f.head) {
 				continue
 			}
-			g.begin()
+			f.begin()
 		default:
-			n := min(len(b)-at, g.left)
-			g.payload(b[at : at+n])
+			n := min(len(b)-at, f.left)
+			f.payload(b[at : at+n])
 			at += n
 		}
-		if g.left == 0 && g.got == len(g.head) {
-			g.got = 0
-			if g.end() {
+		if f.left == 0 && f.got == len(f.head) {
+			f.got = 0
+			if f.end() {
 				return at, true
 			}
 		}
@@ -133,50 +153,50 @@ func (g *h2Guard) look(b []byte) (at int, ended bool) {
 	return len(b), false
 }
 
-func (g *h2Guard) flag(f http2.Flags) bool { return http2.Flags(g.head[4])&f != 0 }
+func (f *h2Frames) flag(v http2.Flags) bool { return http2.Flags(f.head[4])&v != 0 }
 
 // begin is called with the head of a frame (RFC 9113 section 4.1).
-func (g *h2Guard) begin() {
-	g.left = int(g.head[0])<<16 | int(g.head[1])<<8 | int(g.head[2])
-	g.skip, g.pad = 0, 0
-	kind := http2.FrameType(g.head[3])
-	g.block = kind == http2.FrameHeaders || kind == http2.FrameContinuation
+func (f *h2Frames) begin() {
+	f.left = int(f.head[0])<<16 | int(f.head[1])<<8 | int(f.head[2])
+	f.skip, f.pad = 0, 0
+	kind := http2.FrameType(f.head[3])
+	f.block = kind == http2.FrameHeaders || kind == http2.FrameContinuation
 	if kind == http2.FrameHeaders {
-		g.stream = binary.BigEndian.Uint32(g.head[5:]) & (1<<31 - 1)
-		if g.flag(http2.FlagHeadersPadded) {
-			g.pad = -1
+		f.stream = binary.BigEndian.Uint32(f.head[5:]) & (1<<31 - 1)
+		if f.flag(http2.FlagHeadersPadded) {
+			f.pad = -1
 		}
-		if g.flag(http2.FlagHeadersPriority) {
-			g.skip = 5
+		if f.flag(http2.FlagHeadersPriority) {
+			f.skip = 5
 		}
 	}
 }
 
-// payload is a piece of the frame's, g.left before it.
-func (g *h2Guard) payload(b []byte) {
-	left := g.left
-	g.left -= len(b)
-	if !g.block {
+// payload is a piece of the frame's, f.left before it.
+func (f *h2Frames) payload(b []byte) {
+	left := f.left
+	f.left -= len(b)
+	if !f.block {
 		return
 	}
-	if g.pad < 0 && len(b) > 0 {
-		g.pad, b, left = int(b[0]), b[1:], left-1
+	if f.pad < 0 && len(b) > 0 {
+		f.pad, b, left = int(b[0]), b[1:], left-1
 	}
-	n := min(g.skip, len(b))
-	g.skip, b, left = g.skip-n, b[n:], left-n
-	if b = b[:max(0, min(len(b), left-g.pad))]; len(b) > 0 {
-		_, err := g.fields.Write(b)
-		g.broken = err != nil
+	n := min(f.skip, len(b))
+	f.skip, b, left = f.skip-n, b[n:], left-n
+	if b = b[:max(0, min(len(b), left-f.pad))]; len(b) > 0 {
+		_, err := f.fields.Write(b)
+		f.broken = err != nil
 	}
 }
 
 // end is called behind a frame and says whether it ends a bad header block.
-func (g *h2Guard) end() bool {
-	if !g.block || !g.flag(http2.FlagHeadersEndHeaders) {
+func (f *h2Frames) end() bool {
+	if !f.block || !f.flag(http2.FlagHeadersEndHeaders) {
 		return false
 	}
-	g.broken = g.broken || g.fields.Close() != nil
-	bad := g.bad && !g.broken
-	g.bad = false
+	f.broken = f.broken || f.fields.Close() != nil
+	bad := f.bad && !f.broken
+	f.bad = false
 	return bad
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -18,12 +19,14 @@ type stepConn struct {
 	step int
 }
 
+func (c *stepConn) SetReadDeadline(time.Time) error { return nil }
+
 func (c *stepConn) Read(p []byte) (int, error) { return c.r.Read(p[:min(len(p), c.step)]) }
 
 // throughGuard is what net/http would read, and how often the guard has put a frame in.
 func throughGuard(t *testing.T, b []byte, step, room int) (out []byte, puts int) {
 	t.Helper()
-	g := guardH2(nil, &stepConn{r: bytes.NewReader(b), step: step}, 64<<10, func() { puts++ })
+	g := guardH2(nil, &stepConn{r: bytes.NewReader(b), step: step}, Limits{HeaderBytes: 64 << 10, HandshakeTimeout: time.Minute}, func() { puts++ })
 	p := make([]byte, room)
 	for {
 		n, err := g.Read(p)
@@ -94,7 +97,7 @@ func TestH2GuardPutsFramesBehindBadHeads(t *testing.T) {
 			}
 		}
 	}
-	if out, _ := throughGuard(t, []byte("PRI * HTTP/2.0\r\n\r\nSN\r\n\r\n"+string(in)), 5, 100); len(out) > len(http2.ClientPreface) {
+	if out, _ := throughGuard(t, []byte("PRI * HTTP/2.0\r\n\r\nSN\r\n\r\n"+string(in)), 5, 100); len(out) > 0 {
 		t.Errorf("another protocol passed: %q", out)
 	}
 }
@@ -108,13 +111,13 @@ func FuzzH2Guard(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, step uint16) {
 		whole, puts := throughGuard(t, b, 1<<20, 1<<16)
 		pieces, again := throughGuard(t, b, int(step)%50+1, int(step)/50+1)
-		if len(b) >= len(http2.ClientPreface) && !bytes.HasPrefix(b, []byte(http2.ClientPreface)) {
-			if len(whole) > 0 || len(pieces) > len(http2.ClientPreface) {
+		if !bytes.HasPrefix(b, []byte(http2.ClientPreface)) {
+			if len(whole)+len(pieces) > 0 {
 				t.Fatal("another protocol passed")
 			}
 			return
 		}
-		if bytes.HasPrefix(b, []byte(http2.ClientPreface)) && (!bytes.Equal(whole, pieces) || puts != again || len(whole) != len(b)+13*puts) {
+		if !bytes.Equal(whole, pieces) || puts != again || len(whole) != len(b)+13*puts {
 			t.Fatalf("%d bytes became %d, in pieces %d; %d and %d frames put", len(b), len(whole), len(pieces), puts, again)
 		}
 	})
