@@ -2,6 +2,7 @@ package acceptance
 
 import (
 	"encoding/json"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -140,6 +141,9 @@ func (w *matrixWorld) tools(t *testing.T, d *daemon, p *matrixPlan, report *matr
 	q.Cells = nil
 	q.Tools, want = matrixTools()
 	q.Node, q.WS, q.Git = testbed.Node(t), filepath.Join(testbed.ModuleRoot(t), ".tools/ws/node_modules/ws"), filepath.Join(w.dir, "ssh.git")
+	if _, err := os.Stat(q.WS); err != nil {
+		t.Fatalf("the npm package ws is needed: run `make deps`: %v", err)
+	}
 	got, lines := w.run(t, d, &q)
 	report.tools = q.Tools
 	for _, c := range q.Tools {

@@ -210,7 +210,7 @@ func (w *matrixWorld) sse(rw http.ResponseWriter, r *http.Request) {
 	for range 3 {
 		_, _ = fmt.Fprintf(rw, "data: %s\n\n", w.who(r))
 		_ = http.NewResponseController(rw).Flush()
-		time.Sleep(25 * time.Millisecond)
+		time.Sleep(80 * time.Millisecond)
 	}
 }
 
