@@ -19,7 +19,7 @@ type bodyCounter struct {
 	n     atomic.Int64
 	pace  *pace
 	ctx   context.Context //nolint:containedctx // of the request
-	atEnd func()          // nil, or what to do when the body and its trailers have been read
+	atEnd func() error    // nil, or what to do when the body and its trailers have been read
 }
 
 // countBody wraps r.Body; nil when there is none.
@@ -41,8 +41,11 @@ func (b *bodyCounter) Read(p []byte) (int, error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF):
-		if b.atEnd != nil {
-			b.atEnd()
+		if b.atEnd == nil {
+			break
+		}
+		if lerr := b.atEnd(); lerr != nil {
+			err = fmt.Errorf("%w: %w", errClientBody, lerr)
 		}
 	default:
 		err = fmt.Errorf("%w: %w", errClientBody, err)

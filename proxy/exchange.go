@@ -96,17 +96,54 @@ func speaksGRPC(r *http.Request) bool {
 // plan checks what the request claims, decides, and prepares r.Header to be sent.
 func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal {
 	p := &x.plan
-	p.authority = x.dest.authority(t.tls)
-	if !x.dest.matches(r.Host, p.authority, t.tls) {
-		return &refusal{status: http.StatusMisdirectedRequest, code: codeMisdirected, detail: "dest_mismatch: Host or :authority differs from the tunnel's destination", close: true}
+	path, query, looks, ref := x.claim(r, t, b)
+	if ref != nil {
+		return ref
+	}
+	upgrade := dropNominated(r.Header) // rules must not match a field that is not sent
+	if ref := s.permit(r, t, x, b); ref != nil {
+		return ref
+	}
+	if looks.methods {
+		remove(r.Header, overridesMethod)
+	}
+	var te bool
+	p.websocket, te = cleanRequest(r.Header, upgrade)
+	if p.trailers = te && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc"); p.trailers {
+		r.Header["Te"] = []string{"trailers"}
+	}
+	if p.websocket && seesFrames(x.decision.Credential) {
+		remove(r.Header, hidesFrames)
+	}
+	path, query, ref = s.project(r, t, x, b, path, query)
+	if ref != nil {
+		return ref
+	}
+	if p.websocket {
+		p.ws = s.frames(x, b)
+	}
+	p.target = path
+	if query != "" || strings.HasSuffix(r.RequestURI, "?") {
+		p.target += "?" + query
+	}
+	return nil
+}
+
+// claim compares what the request says of its destination with the tunnel's, and makes of the
+// rest the flow that is decided on.
+func (x *record) claim(r *http.Request, t *tunnel, b *bound) (path, query string, l *looks, ref *refusal) {
+	authority := x.dest.authority(t.tls)
+	x.plan.authority = authority
+	if !x.dest.matches(r.Host, authority, t.tls) {
+		return "", "", nil, &refusal{status: http.StatusMisdirectedRequest, code: codeMisdirected, detail: "dest_mismatch: Host or :authority differs from the tunnel's destination", close: true}
 	}
 	switch r.Method {
 	case http.MethodTrace, http.MethodConnect, "TRACK":
-		return &refusal{status: http.StatusMethodNotAllowed, code: codeMethod}
+		return "", "", nil, &refusal{status: http.StatusMethodNotAllowed, code: codeMethod}
 	}
 	path, query, ok := splitTarget(r.RequestURI)
 	if !ok {
-		return &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "request target"}
+		return "", "", nil, &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: "request target"}
 	}
 	f := &x.flow
 	*f = policy.Flow{Sandbox: b.sandbox, Host: x.dest.host, Port: x.dest.port, Addr: x.dest.ip, Protocol: policy.HTTP,
@@ -115,17 +152,22 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal 
 	if t.tls {
 		f.Protocol, x.protocol = policy.TLS, "https"
 	}
-	looks := t.looksAt(b, f)
-	if looks.paths {
+	if l = t.looksAt(b, f); l.paths {
 		c, err := policy.CanonicalPath(path)
 		if err != nil {
-			return &refusal{status: http.StatusBadRequest, code: codeBadPath, detail: err.Error()}
+			return "", "", nil, &refusal{status: http.StatusBadRequest, code: codeBadPath, detail: err.Error()}
 		}
 		path, f.Path = c, c // what was matched is what is sent
 	}
 	x.path = path
-	upgrade := dropNominated(r.Header) // rules must not match a field that is not sent
-	dec, addrs, ref := s.decide(r.Context(), b, f)
+	return path, query, l, nil
+}
+
+// permit decides, and settles by which way the request leaves and what it shares a connection
+// with.
+func (s *Server) permit(r *http.Request, t *tunnel, x *record, b *bound) *refusal {
+	p := &x.plan
+	dec, addrs, ref := s.decide(r.Context(), b, &x.flow)
 	x.decision = dec
 	switch {
 	case ref != nil:
@@ -146,28 +188,6 @@ func (s *Server) plan(r *http.Request, t *tunnel, x *record, b *bound) *refusal 
 	}
 	if len(addrs) > 0 {
 		p.key.addr = addrs[0] // the decision holds for this address: dial no other
-	}
-	if looks.methods {
-		remove(r.Header, overridesMethod)
-	}
-	var te bool
-	p.websocket, te = cleanRequest(r.Header, upgrade)
-	if p.trailers = te && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc"); p.trailers {
-		r.Header["Te"] = []string{"trailers"}
-	}
-	if p.websocket && seesFrames(dec.Credential) {
-		remove(r.Header, hidesFrames)
-	}
-	path, query, ref = s.project(r, t, x, b, path, query)
-	if ref != nil {
-		return ref
-	}
-	if p.websocket {
-		p.ws = s.frames(x, b)
-	}
-	p.target = path
-	if query != "" || strings.HasSuffix(r.RequestURI, "?") {
-		p.target += "?" + query
 	}
 	return nil
 }
@@ -194,8 +214,11 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 	case !p.trailers:
 		r.Trailer = nil
 	case body != nil:
-		cred, strip := x.source, x.decision.StripClientAuth // x may be another's when the body ends
-		body.atEnd = func() { cleanRequestTrailer(r.Trailer, cred, strip) }
+		cred, strip, leak := x.source, x.decision.StripClientAuth, x.leak // x may be another's when the body ends
+		body.atEnd = func() error {
+			cleanRequestTrailer(r.Trailer, cred, strip)
+			return leak.trailer(r.Trailer)
+		}
 	}
 	resp, err := s.upstream.roundTrip(&x.flight, w, r, p)
 	if err != nil {

@@ -265,7 +265,7 @@ func (s *Server) watch(r *http.Request, x *record, w *watchlist) *refusal {
 		}
 	}
 	if r.Body != nil && r.Body != http.NoBody {
-		found := new(leak)
+		found := &leak{list: w}
 		x.leak = found // what still reads the body when the exchange is over must not speak of another one
 		r.Body = w.body(r.Body, found.ref.Store)
 	}
@@ -278,8 +278,28 @@ func (w *watchlist) findIn(s string) *refusal {
 	return w.find(append(room[:0], s...))
 }
 
-// leak is what was found in one body.
-type leak struct{ ref atomic.Pointer[refusal] }
+// leak is what was found in one body, or behind it.
+type leak struct {
+	list *watchlist
+	ref  atomic.Pointer[refusal]
+}
+
+// trailer looks at what comes behind a body, which then ends with errLeak and without it.
+func (l *leak) trailer(h http.Header) error {
+	if l == nil {
+		return nil
+	}
+	for _, values := range h {
+		for _, v := range values {
+			if ref := l.list.findIn(v); ref != nil {
+				l.ref.Store(ref)
+				clear(h)
+				return errLeak
+			}
+		}
+	}
+	return nil
+}
 
 func (l *leak) refusal() *refusal {
 	if l == nil {
