@@ -195,7 +195,7 @@ func (v verdicts) String() string {
 func runH2Spec(t *testing.T, bin, host string, port int) verdicts {
 	t.Helper()
 	report := filepath.Join(t.TempDir(), "h2spec.xml")
-	cmd := exec.CommandContext(t.Context(), bin, "-t", "-k", "-h", host, "-p", strconv.Itoa(port), "-o", "3", "-j", report)
+	cmd := exec.CommandContext(t.Context(), bin, "-t", "-k", "-h", host, "-p", strconv.Itoa(port), "-o", "5", "-j", report)
 	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.CombinedOutput() // it ends with 1 when a case fails
 	raw, rerr := os.ReadFile(report)
