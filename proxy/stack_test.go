@@ -168,6 +168,11 @@ func newStack(t testing.TB, policyYAML string, o options) *stack {
 		}
 	})
 	t.Cleanup(s.close)
+	for deadline := time.Now().Add(5 * time.Second); !s.resolver.Live(); time.Sleep(time.Millisecond) { // it begins with an empty cache
+		if time.Now().After(deadline) {
+			t.Fatal("the resolver does not follow the store")
+		}
+	}
 	if policyYAML != "" {
 		s.use(policyYAML)
 	}
