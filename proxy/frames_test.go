@@ -100,7 +100,8 @@ func (o *wsOrigin) gets(t *testing.T, want string) {
 	t.Helper()
 	select {
 	case got := <-o.got:
-		if got != want {
+		// Whose close frame comes first, egressd's or the sandbox's that answers its reason, is chance.
+		if got != want && got != want+"message is too big" {
 			t.Fatalf("the origin got %.120q, want %.120q", got, want)
 		}
 	case <-time.After(5 * time.Second):
