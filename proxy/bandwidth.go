@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/time/rate"
 )
 
@@ -12,8 +13,7 @@ import (
 type bandwidth struct {
 	limit int64
 	mu    sync.Mutex
-	of    map[string]*pace
-	order []string // of of, oldest first
+	of    *lru.Cache[string, *pace]
 }
 
 // pace is the bound of one sandbox, shared by all that it has open. nil: none.
@@ -30,7 +30,8 @@ func newBandwidth(limit int64) *bandwidth {
 	if limit <= 0 {
 		return nil
 	}
-	return &bandwidth{limit: limit, of: map[string]*pace{}}
+	of, _ := lru.New[string, *pace](paced) // fails on a size below 1 only
+	return &bandwidth{limit: limit, of: of}
 }
 
 func (b *bandwidth) pace(sandbox string) *pace {
@@ -39,17 +40,12 @@ func (b *bandwidth) pace(sandbox string) *pace {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if p, ok := b.of[sandbox]; ok {
+	if p, ok := b.of.Get(sandbox); ok {
 		return p
-	}
-	if len(b.order) >= paced {
-		delete(b.of, b.order[0])
-		b.order = b.order[1:]
 	}
 	most := max(burst, int(min(b.limit/8, 1<<30)))
 	p := &pace{in: rate.NewLimiter(rate.Limit(b.limit), most), out: rate.NewLimiter(rate.Limit(b.limit), most)}
-	b.of[sandbox] = p
-	b.order = append(b.order, sandbox)
+	b.of.Add(sandbox, p)
 	return p
 }
 

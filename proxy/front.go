@@ -71,6 +71,7 @@ func (s *Server) serveClient(t *tunnel) {
 	s.metrics.connections.Inc()
 	defer s.metrics.connections.Dec()
 	defer s.recovered("connection")
+	defer func() { _ = t.raw.Close() }() // closed already, unless something panicked
 	var ok bool
 	t.handle, ok = s.live.add(t)
 	defer s.live.remove(t.handle)
