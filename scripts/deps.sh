@@ -98,3 +98,5 @@ if ! grep -q "\"version\": \"$ws_version\"" .tools/ws/node_modules/ws/package.js
 	mkdir -p .tools/ws
 	npm install --prefix .tools/ws --no-save --no-audit --no-fund --loglevel=error "ws@$ws_version" >/dev/null
 fi
+
+scripts/h2spec.sh
