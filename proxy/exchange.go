@@ -221,12 +221,17 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, x *record, p *p
 		}
 	}
 	resp, err := s.upstream.roundTrip(&x.flight, w, r, p)
+	if err == nil {
+		defer func() { _ = resp.Body.Close() }()
+		if x.leak.refusal() != nil { // it answers a request that was broken off
+			err = errLeak
+		}
+	}
 	if err != nil {
 		x.bytesIn = body.count()
 		s.upstreamError(w, r, x, err)
 		return
 	}
-	defer func() { _ = resp.Body.Close() }()
 	keep := x.decision.Credential != nil && x.decision.Credential.KeepClientAuth
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		s.upgrade(w, resp, x, keep)
