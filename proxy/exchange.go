@@ -77,8 +77,8 @@ func (s *Server) exchange(w http.ResponseWriter, r *http.Request, t *tunnel, x *
 	defer x.over()
 	t.flights.add(x)
 	defer t.flights.remove(x)
-	if s.rules.Load() != b.rules && !x.stays(s.rules.Load()) { // it changed between the decision and add
-		panic(http.ErrAbortHandler)
+	if s.rules.Load() != b.rules { // it changed between the decision and add
+		t.handle.recheckFlights()
 	}
 	if since.ended(x.stamps(), x.revoked) {
 		x.failed(w, takenAway())

@@ -59,6 +59,7 @@ type facts struct {
 	leak     *leak  // of the body; nil: it is not looked at
 	share    *share // of what the sandbox may have held in memory
 	cancel   func() // ends it apart from its connection; nil: it goes with that
+	ending   bool   // it has its last word; guarded by the flights
 	decision policy.Decision
 	source   *inject.Projection // request-layer credential that was projected
 	cert     *inject.Projection // TLS-layer credential that was offered

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/egressd/egressd/inject"
 )
@@ -114,16 +115,64 @@ func (r *registry) entries() []*entry {
 // what it forbids.
 func (r *registry) recheck(rules *Ruleset) {
 	for _, e := range r.entries() {
-		if !e.stays(rules) {
+		switch {
+		case e.stays(rules):
+			e.recheckFlights()
+		case e.onlyFlies():
+			time.AfterFunc(lastWord, func() {
+				if !e.stays(e.tunnel.srv.rules.Load()) {
+					e.cut()
+				}
+			})
+		default:
 			e.cut()
-			continue
 		}
-		e.tunnel.flights.each(func(x *record) {
-			if !x.stays(rules) {
-				e.cutFlight(x)
+	}
+}
+
+// lastWord is how long an exchange may still take that a change would not let begin any
+// more: nearly all have ended by then, as what they are and not cut off, and those that go on
+// (streams) end with it.
+const lastWord = 500 * time.Millisecond
+
+// onlyFlies: nothing is open there but exchanges under way.
+func (e *entry) onlyFlies() bool {
+	e.reg.mu.Lock()
+	more := e.allowed != nil
+	e.reg.mu.Unlock()
+	flying := false
+	e.tunnel.flights.each(func(*record) { flying = true })
+	return flying && !more
+}
+
+// recheckFlights ends the exchanges that the ruleset in force does not let be.
+func (e *entry) recheckFlights() {
+	e.tunnel.flights.each(func(x *record) {
+		if !x.stays(e.tunnel.srv.rules.Load()) {
+			e.endFlight(x, true)
+		}
+	})
+}
+
+// endFlight gives an exchange its last word. again: the ruleset may have come to allow it
+// meanwhile. It is called while x flies.
+func (e *entry) endFlight(x *record, again bool) {
+	if x.ending {
+		return
+	}
+	x.ending = true
+	id := x.id
+	time.AfterFunc(lastWord, func() {
+		e.tunnel.flights.each(func(y *record) {
+			switch {
+			case y != x || y.id != id: // over, and maybe another one's record by now
+			case again && y.stays(e.tunnel.srv.rules.Load()):
+				y.ending = false
+			default:
+				e.cutFlight(y)
 			}
 		})
-	}
+	})
 }
 
 // stays: whose the connection is has not changed, and what outlives requests on it is allowed.
@@ -183,8 +232,8 @@ func (r *registry) cutRevoked() {
 			}
 		}
 		e.tunnel.flights.each(func(x *record) {
-			if _, cut := all[x.id]; cut {
-				e.cutFlight(x)
+			if _, gone := all[x.id]; gone {
+				e.endFlight(x, false)
 			}
 		})
 	}
