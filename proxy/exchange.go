@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/egressd/egressd/inject"
 	"github.com/egressd/egressd/internal/h1"
@@ -77,7 +78,11 @@ func (s *Server) exchange(w http.ResponseWriter, r *http.Request, t *tunnel, x *
 	defer x.over()
 	t.flights.add(x)
 	defer t.flights.remove(x)
-	if s.rules.Load() != b.rules { // it changed between the decision and add
+	if now := s.rules.Load(); now != b.rules { // it changed between the decision and add
+		if time.Since(x.start) > lastWord && !x.stays(now) {
+			x.failed(w, &refusal{status: http.StatusForbidden, code: codePolicyDenied, detail: "the policy changed while the request came", close: true})
+			return
+		}
 		t.handle.recheckFlights()
 	}
 	if since.ended(x.stamps(), x.revoked) {

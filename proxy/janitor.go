@@ -38,6 +38,7 @@ func startJanitor(s *Server) *janitor {
 			case <-lease.C:
 				s.leaseOver()
 			case now := <-tick.C:
+				s.sweepLeases() // their timer does not follow a clock that jumps
 				s.upstream.sweepOnce(now.Add(-idleLifetime))
 				if s.live.shrink() {
 					runtime.GC() // pools let go of what they hold at the second collection

@@ -16,7 +16,8 @@ type registry struct {
 	slots      int
 	open       map[*entry]struct{}
 	lastID     uint64
-	peak       int // most that were open since the last shrink
+	words      sync.WaitGroup // last ones, see revoke.go
+	peak       int            // most that were open since the last shrink
 	perSandbox map[string]int
 	waiting    map[string]*list.List // of connections without an identity, by address, oldest first
 }

@@ -119,7 +119,7 @@ func (r *registry) recheck(rules *Ruleset) {
 		case e.stays(rules):
 			e.recheckFlights()
 		case e.onlyFlies():
-			time.AfterFunc(lastWord, func() {
+			r.afterLastWord(func() {
 				if !e.stays(e.tunnel.srv.rules.Load()) {
 					e.cut()
 				}
@@ -134,6 +134,15 @@ func (r *registry) recheck(rules *Ruleset) {
 // more: nearly all have ended by then, as what they are and not cut off, and those that go on
 // (streams) end with it.
 const lastWord = 500 * time.Millisecond
+
+// afterLastWord does what is left to do. Shutdown waits for it.
+func (r *registry) afterLastWord(do func()) {
+	r.words.Add(1)
+	time.AfterFunc(lastWord, func() {
+		defer r.words.Done()
+		do()
+	})
+}
 
 // onlyFlies: nothing is open there but exchanges under way.
 func (e *entry) onlyFlies() bool {
@@ -162,7 +171,7 @@ func (e *entry) endFlight(x *record, again bool) {
 	}
 	x.ending = true
 	id := x.id
-	time.AfterFunc(lastWord, func() {
+	e.reg.afterLastWord(func() {
 		e.tunnel.flights.each(func(y *record) {
 			switch {
 			case y != x || y.id != id: // over, and maybe another one's record by now

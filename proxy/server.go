@@ -202,6 +202,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.requests.close()
 		<-done
 	}
+	s.live.words.Wait()
 	s.janitor.end()
 	s.upstream.close()
 	if err == nil {

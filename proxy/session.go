@@ -119,14 +119,24 @@ func (s *Server) forgetNames(was, now *Ruleset) {
 
 // leaseOver is called when a lease has ended.
 func (s *Server) leaseOver() {
+	s.sweepLeases()
+	s.scheduleLease(s.rules.Load())
+}
+
+// sweepLeases ends what is open of sandboxes whose lease is over.
+func (s *Server) sweepLeases() {
 	r := s.rules.Load()
-	if r != nil && r.Policy != nil {
-		for _, sb := range r.Policy.Sandboxes() {
-			if (&bound{sandbox: sb}).over() {
-				s.memory.Forget(sb.ID)
-			}
+	if r == nil || r.Policy == nil {
+		return
+	}
+	ended := false
+	for _, sb := range r.Policy.Sandboxes() {
+		if (&bound{sandbox: sb}).over() {
+			ended = true
+			s.memory.Forget(sb.ID)
 		}
 	}
-	s.live.recheck(r)
-	s.scheduleLease(r)
+	if ended {
+		s.live.recheck(r)
+	}
 }
