@@ -18,7 +18,7 @@ type plan struct {
 	rounds    int
 	window    time.Duration // of one throughput sample
 	latencies int           // requests of one latency sample
-	coldNames int           // over all rounds
+	coldNames int           // over all rounds; a sandbox may have 200 new ones at once
 	bulk      int64         // bytes of one transfer
 	idle      int           // tunnels whose memory is measured
 	closed    int           // tunnels that are opened and closed
@@ -30,7 +30,7 @@ type plan struct {
 const longest = 15 * time.Minute
 
 func full() plan {
-	return plan{rounds: 5, window: 1500 * time.Millisecond, latencies: 2000, coldNames: 1000, bulk: 256 << 20, idle: 2000, closed: 8000, patience: time.Minute, events: 200}
+	return plan{rounds: 5, window: 1500 * time.Millisecond, latencies: 2000, coldNames: 200, bulk: 256 << 20, idle: 2000, closed: 8000, patience: time.Minute, events: 200}
 }
 
 func quick() plan {
