@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"github.com/egressd/egressd/inject"
 	"github.com/egressd/egressd/internal/h1"
 	"github.com/egressd/egressd/policy"
@@ -330,13 +332,20 @@ func (s *Server) upstreamError(w http.ResponseWriter, r *http.Request, x *record
 		ref = &refusal{status: http.StatusBadRequest, code: codeBadRequest, detail: pe.Reason, close: true}
 	case errors.Is(err, errUpstreamResponse):
 		ref = &refusal{status: http.StatusBadGateway, code: codeUpstream, detail: err.Error()}
-		if isTimeout(err) {
+		if isTimeout(err) || x.grpc && r.Header.Get("Grpc-Timeout") != "" && cancelled(err) {
 			ref.status, ref.code = http.StatusGatewayTimeout, codeUpstreamTimeout
 		}
 	default:
 		ref = dialRefusal(err)
 	}
 	x.failed(w, ref)
+}
+
+// cancelled: the origin gave the stream up, as gRPC servers do when the client's deadline,
+// which they were told of, has passed.
+func cancelled(err error) bool {
+	var se http2.StreamError
+	return errors.As(err, &se) && se.Code == http2.ErrCodeCancel
 }
 
 // failed answers for an origin that did not; who began the exchange finishes the record.
